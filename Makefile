@@ -1,0 +1,52 @@
+# Every target sets up .venv by itself when it is missing or older than pyproject.toml.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint readme clean
+
+VENV   := .venv
+PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done))
+BIN    := $(VENV)/bin
+DEMO   := outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
+TRAIN  := $(BIN)/wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits steps=2000 hydra.sweep.dir=$(DEMO)
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 9
+
+demo: $(VENV)/.run  ## train GAN, clipped WGAN and WGAN-GP on real handwriting and compare them on one page
+	@echo '$$ $(TRAIN)'
+	@$(TRAIN)
+	@echo '$$ $(BIN)/wganlab report $(DEMO)'
+	@$(BIN)/wganlab report $(DEMO)
+	@echo "open it in a browser: file://$(CURDIR)/$(DEMO)/index.html"
+
+test: $(VENV)/.dev  ## run the test suite (ARGS='-m slow' and the like go to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+NEWEST = $(lastword $(sort $(wildcard outputs/demo/*)))
+readme: $(VENV)/.run  ## copy table and figures of the newest demo into experiments/demo and README.md
+	@$(BIN)/wganlab report $(NEWEST) --export $(NEWEST)/export
+	@cp $(NEWEST)/export/table.md $(NEWEST)/export/samples.png $(NEWEST)/export/eval_emd.svg experiments/demo/
+	@sed -i -e '/^<!-- table -->/,/^<!-- end of table -->/{//!d}' -e '/^<!-- table -->/r experiments/demo/table.md' README.md
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+
+$(VENV)/.run: pyproject.toml
+	$(call install,.)
+
+$(VENV)/.dev: pyproject.toml
+	$(call install,.[dev])
+	@touch $(VENV)/.run
+
+define install
+	@test -n "$(PYTHON)" || { echo "wganlab needs Python 3.11 to 3.13; name one with make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "installing into $(VENV) with $(PYTHON): torch and its companions, several GB the first time"
+	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed: install your system's package python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'
+	@touch $@
+endef

@@ -1,0 +1,85 @@
+"""How and where a run is computed: Lightning's Trainer from the keys of conf/accelerator/."""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
+
+
+def build_trainer(
+    *,
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    devices: PositiveInt = 1,
+    precision: Precision = "32-true",
+    strategy: str = "auto",
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
+    max_steps: int = -1,
+    folder: str = ".",
+    callbacks: Iterable[Callback] = (),
+    logger: Any = False,
+) -> Trainer:
+    """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
+
+    ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
+    hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy, else "highest".
+    Raises ValueError when the machine has no such accelerator.
+    """
+    quiet_lightning()
+    try:
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            strategy=strategy,
+            max_steps=max_steps,
+            max_epochs=-1,
+            default_root_dir=folder,
+            callbacks=list(callbacks),
+            logger=logger,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ValueError(f"accelerator={accelerator}: {error}; allowed here: {', '.join(available())}") from error
+    on_cuda = trainer.strategy.root_device.type == "cuda"
+    if matmul_precision == "auto":
+        matmul_precision = "high" if on_cuda else fastest_exact_matmul()
+    torch.set_float32_matmul_precision(matmul_precision)
+    return trainer
+
+
+def available() -> list[str]:
+    """Names of the accelerators that this machine has."""
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return ["auto", "cpu", *(["gpu"] if gpu else [])]
+
+
+def fastest_exact_matmul() -> Literal["highest", "medium"]:
+    """ "medium" where it keeps fp32 accuracy on this CPU (it may mean bf16 on CPUs with matrix units)."""
+    left, right = (torch.randn(256, 256, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    exact = left.double() @ right.double()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    error = ((left @ right).double() - exact).norm() / exact.norm()
+    torch.set_float32_matmul_precision(before)
+    return "medium" if error < 1e-5 else "highest"
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's banners and its advice on loaders and loops that wganlab does not use."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message)

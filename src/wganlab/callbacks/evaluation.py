@@ -1,0 +1,41 @@
+"""How far the generator's images are from real ones, by the same protocol for every method."""
+
+import torch
+from pydantic import PositiveInt
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+
+from wganlab.adversarial import AdversarialModule
+from wganlab.callbacks import evaluating, is_due
+from wganlab.metrics.emd import earth_movers_distance
+
+
+class Evaluation(Callback):
+    """``eval/emd``: exact earth mover's distance between n generated and n real images, every so many steps.
+
+    The real images and the latents are the same at every step and for every method and seed. ``eval/emd_real``
+    is the distance between those n real images and n others: what a perfect generator would score, though not
+    a lower bound, since blurred images are closer to everything. Images closer to real ones in pixels need not
+    look better.
+    """
+
+    def __init__(self, *, every: PositiveInt, n: PositiveInt = 512) -> None:
+        self.every, self.n = every, n
+
+    def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
+        samples: Tensor = trainer.train_dataloader.samples  # type: ignore[union-attr]
+        n = min(self.n, len(samples) // 2)
+        rows = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[: 2 * n]
+        self.real, others = module.scaled(samples[rows.to(samples.device)]).split(n)
+        self.real_distance = earth_movers_distance(self.real, others)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+    ) -> None:
+        if not is_due(trainer, self.every):
+            return
+        private = torch.Generator(module.device).manual_seed(0)
+        with evaluating(module.generator), torch.no_grad():
+            fake = module.generator(module.latents(len(self.real), generator=private))
+        module.observed["eval/emd"] = earth_movers_distance(fake, self.real)
+        module.observed["eval/emd_real"] = self.real_distance

@@ -1,0 +1,72 @@
+"""How far training is: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from wganlab.callbacks.history import History
+
+#: On a terminal the bar is redrawn this often, in seconds.
+REDRAW = 0.2
+#: Elsewhere a line is printed this often, in seconds.
+LINE = 5.0
+
+
+class ProgressReport(Callback):
+    """Generator step, losses, Wasserstein estimate, images/s and time left, from the last logged row."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.started = self.shown = time.perf_counter()
+        if sys.stdout.isatty():
+            columns = (
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None),  # gives way on a narrow terminal
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            )
+            console = Console(file=sys.stdout)
+            self.bar = Progress(*columns, console=console, auto_refresh=False, expand=True)
+            self.task = self.bar.add_task("", total=trainer.max_steps, text="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, step = time.perf_counter(), trainer.global_step
+        last = step == trainer.max_steps
+        if now - self.shown < (REDRAW if self.bar else LINE) and not last:
+            return
+        self.shown = now
+        if self.bar:
+            self.bar.update(self.task, completed=step, text=self._text(), refresh=True)
+        else:
+            left = (now - self.started) / step * (trainer.max_steps - step)
+            print(f"step {step}/{trainer.max_steps}  {self._text()}  {left:.0f} s left", flush=True)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _text(self) -> str:
+        if not self.history.rows:
+            return ""
+        row = self.history.rows[-1]
+        return (
+            f"critic {row['critic/loss']:.3g}  generator {row['generator/loss']:.3g}  "
+            f"W {row['critic/wasserstein_estimate']:.3g}  {row['speed/images_per_second']:,.0f} images/s"
+        )

@@ -1,0 +1,121 @@
+"""The ``wganlab`` command. Nothing heavy is imported before it is known to be needed."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
+
+  wganlab train    train one run, or with -m every combination of a sweep
+                   wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits
+  wganlab report   compare runs and sweeps: results.csv and a self-contained index.html
+                   wganlab report outputs/2026-01-31/12-00-00_sweep
+  wganlab sample   images and a latent interpolation from a trained generator
+                   wganlab sample run=outputs/2026-01-31/12-00-00_digits_wgan_gp n=64
+
+wganlab COMMAND --help explains a command.
+"""
+
+
+def job(config):  # type: ignore[no-untyped-def]  # a DictConfig, of a package that is not imported yet
+    """Hydra's task function, at the top of a light module: launchers ship it to their workers by name."""
+    from wganlab.train import train
+
+    return train(config)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Check every job of the command line, then hand it to Hydra."""
+    import hydra
+    from hydra._internal.utils import get_args_parser
+
+    from wganlab.config import conf_dir, jobs, name_jobs_by_what_varies
+
+    options = one_line_errors(get_args_parser()).parse_args(list(arguments))
+    asks_only = options.cfg or options.info or options.help or options.hydra_help or options.shell_completion
+    if not asks_only:
+        if options.multirun:
+            overrides = name_jobs_by_what_varies(options.overrides)
+            arguments = [*arguments, *overrides[len(options.overrides) :]]
+            options.overrides = overrides
+        configs = jobs(options.overrides, multirun=options.multirun, config_dir=options.config_dir)
+        from wganlab.train import check  # imports for seconds: only once the command line is known to compose
+
+        for config in configs:
+            check(config)
+    sys.argv = ["wganlab train", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, so that main() can word them
+    hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Compare saved runs, and say where the page is."""
+    parser = argparse.ArgumentParser(
+        prog="wganlab report",
+        description="Compare runs: writes results.csv and a self-contained index.html.",
+        epilog="example: wganlab report outputs/2026-01-31/12-00-00_sweep",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders that hold runs")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: PATH if there is one, else ./report)")
+    parser.add_argument("--export", metavar="DIR", help="also write table.md, samples.png and the curves as SVG there")
+    options = one_line_errors(parser).parse_args(arguments)
+    from wganlab.report.page import export, write_report
+    from wganlab.runs import find_runs
+
+    output = options.output or (options.paths[0] if len(options.paths) == 1 else "report")
+    runs = find_runs(options.paths)
+    write_report(runs, Path(output))
+    if options.export:
+        export(runs, Path(options.export))
+    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html")
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """Draw from a trained generator."""
+    if {"-h", "--help"} & set(arguments):
+        from wganlab.config import conf_dir
+
+        print("wganlab sample key=value ...: writes grid.png, interpolation.png and images/\n")
+        print((conf_dir() / "sample.yaml").read_text(), end="")
+        return
+    from wganlab.sample import main
+
+    main(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "report": report, "sample": sample}
+
+
+def main() -> None:
+    """Entry point: exit code 0, or 2 with one line on stderr for bad input, or 1 when something went wrong."""
+    sys.path.append(os.getcwd())  # a user's own classes, named by _target_
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        sys.exit(refuse(f"unknown command {arguments[0]}: allowed are {', '.join(COMMANDS)}"))
+    try:
+        command(arguments[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # by name: the class lives in a module that takes long to import
+        if type(error).__name__ != "ConfigError":
+            raise
+        sys.exit(refuse(str(error)))
+
+
+def one_line_errors(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """A parser that refuses a wrong command line without repeating its usage."""
+    parser.error = lambda message: sys.exit(refuse(message))  # type: ignore[method-assign]
+    return parser
+
+
+def refuse(message: str) -> int:
+    """Print one line on stderr; the exit code for bad input."""
+    print(f"wganlab: {message}", file=sys.stderr)
+    return 2

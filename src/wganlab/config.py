@@ -1,0 +1,179 @@
+"""Where the vocabulary is, and how Hydra's complaints about it become one line each."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wganlab.schema import ConfigError, leaves
+
+#: Longest name of a job's folder, in bytes; file systems allow 255.
+MAX_FOLDER_NAME = 200
+
+
+def conf_dir() -> Path:
+    """conf/ of the checkout, or the copy inside an installed wheel."""
+    here = Path(__file__).resolve()
+    checkout = here.parents[2] / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else here.parent / "conf"
+
+
+def folder_name(overrides: str) -> str:
+    """A job's overrides as the name of its folder: / becomes a dot; a hash stands for whatever else is changed."""
+    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides.replace("/", "."), flags=re.ASCII)
+    if name != overrides.replace("/", ".") or len(name) > MAX_FOLDER_NAME:
+        name = f"{name[:MAX_FOLDER_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return name or "defaults"
+
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
+
+def compose_config(name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
+    """Compose conf/<name>.yaml with overrides; the result has Hydra's own node, too.
+
+    Raises ConfigError, in one line, for whatever Hydra refuses.
+    """
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError("--config-dir", f" {config_dir}: no such folder")
+    extra = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
+            return compose(name, [*extra, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise one_line(error, name, overrides) from error
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The config as a job receives it."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def quote_paths(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the values of ``run`` and ``output`` quoted: folders of sweeps have = and , in their names."""
+    quoted = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in ("run", "output") and value and value[0] not in "'\"$":
+            override = f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        quoted.append(override)
+    return quoted
+
+
+def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a multirun, and one more that keeps what all jobs share out of their names."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise one_line(error, "train", overrides) from error
+    shared = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    if len(shared) == len(parsed):
+        return list(overrides)
+    quoted = ",".join(f"'{key}'" for key in shared)
+    return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
+
+
+def jobs(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:
+    """The configs of all jobs of a command line, without Hydra's node.
+
+    Sweeps are formed as by Hydra's basic sweeper; other sweepers choose values as they go, and of theirs only
+    what the sweep leaves fixed is composed. Raises ConfigError for contradictions and for folders that are taken.
+    """
+    composed = [
+        compose_config("train", job, config_dir=config_dir)
+        for job in (sweep(overrides, config_dir) if multirun else [list(overrides)])
+    ]
+    folders: set[Path] = set()
+    for config in composed:
+        given = {override.partition("=")[0] for override in config.hydra.overrides.task}
+        if {"steps", "images"} <= given:
+            raise ConfigError("images", f"={config.images}: is a budget, and so is steps; give only one of them")
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the names of folders
+        key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+        folder = Path(OmegaConf.select(config, key), config.hydra.sweep.subdir if multirun else "")
+        if folder in folders:
+            raise ConfigError(key, f"={OmegaConf.select(config, key)}: two jobs of the sweep would share {folder}")
+        folders.add(folder)
+        if (folder / "status.json").exists():
+            raise ConfigError(key, f"={OmegaConf.select(config, key)}: {folder} already holds a run; give a new folder")
+    return [without_hydra(config) for config in composed]
+
+
+def sweep(overrides: Sequence[str], config_dir: str | None) -> list[list[str]]:
+    """The overrides of each job of a multirun."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parse = OverridesParser.create().parse_overrides
+        fixed = [str(override.input_line) for override in parse(list(overrides)) if not override.is_sweep_override()]
+        sweeper = compose_config("train", fixed, config_dir=config_dir).hydra.sweeper
+        if not sweeper._target_.endswith(".BasicSweeper"):
+            return [fixed]
+        params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+        return BasicSweeper.split_arguments(parse([*params, *overrides]), max_batch_size=None)[0]
+    except HydraException as error:
+        raise one_line(error, "train", overrides) from error
+
+
+def one_line(error: Exception, name: str, overrides: Sequence[str] = ()) -> ConfigError:
+    """Hydra's error as one line that names the key, what is wrong, and what is allowed."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        return ConfigError(group, f"={choice}: no such choice; allowed are {', '.join(error.options)}")
+    if isinstance(error, ConfigCompositionException):
+        if unknown := re.search(r"Could not override '([^']+)'", text):
+            return ConfigError(unknown[1], f": unknown key; {suggestion(unknown[1], name, overrides)}")
+        if unknown := re.search(r"Could not override '?([\w/@.]+)'?\. No match in the defaults list", text):
+            return ConfigError(unknown[1], f": unknown key; {suggestion(unknown[1], name, overrides)}")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(error.override, ": not an override of the form key=value")
+    return ConfigError(" ".join(overrides), f": {text}")
+
+
+def suggestion(key: str, name: str, overrides: Sequence[str]) -> str:
+    """What somebody who typed an unknown key may have meant, given the other overrides."""
+    others = [override for override in overrides if override.partition("=")[0] != key]
+    try:
+        config = without_hydra(compose_config(name, others))
+    except ConfigError:  # the others have mistakes of their own
+        config = without_hydra(compose_config(name, []))
+    known = {path for path, _ in leaves(OmegaConf.to_container(config, resolve=False))}
+    known |= {path.rpartition(".")[0] for path in known} - {""}
+    last = key.rpartition(".")[2]
+    same = sorted(path for path in known if path.rpartition(".")[2] == last)
+    close = same or difflib.get_close_matches(key, known, n=1)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if parent else config
+    allowed = list(node) if isinstance(node, DictConfig) else list(config)
+    return "allowed are " + ", ".join(map(str, allowed))
+
+
+def written_key(config: DictConfig, key: str) -> str:
+    """The key that holds a value: follows interpolations such as ``lr: ${..lr}`` to what the user can set."""
+    raw = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    reference = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", raw) if isinstance(raw, str) else None
+    if reference is None:
+        return key
+    up = len(reference[1])
+    base = key.split(".")[:-up] if up else []
+    return written_key(config, ".".join([*base, reference[2]]))

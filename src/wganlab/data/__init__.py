@@ -1,0 +1,24 @@
+"""Data sets: what real samples look like, how many there are, and how to read them.
+
+A source is built from its YAML without reading any data, so that a wrong setting is refused at once; ``load``
+reads everything into one tensor. Adding one is a class and a YAML.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Source(Protocol):
+    """A data set that is described before it is read."""
+
+    #: Shape of one sample: (channels, height, width).
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Number of samples, known without reading them."""
+        ...
+
+    def load(self) -> Tensor:
+        """All samples, uint8 of shape (len(self), *shape); 0 and 255 become -1 and 1 in the training step."""
+        ...

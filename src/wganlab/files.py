@@ -1,0 +1,26 @@
+"""Files of a run folder: written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old content or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN and infinity become null, since JSON has no word for them."""
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not abs(content) < float("inf") else content

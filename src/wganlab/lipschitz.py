@@ -1,0 +1,89 @@
+"""Lipschitz constraints: what keeps the critic from growing without bound.
+
+A constraint alone sees the critic's weights and gradients. :class:`Unconstrained` is both the contract and its
+neutral element; a new constraint overrides ``penalty`` (a term of the critic's loss) or ``project`` (a change of
+the weights right after the critic's optimizer step).
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+#: Their scale and shift normalise activations and are no weights of the critic's function class: clipping a scale
+#: of 1 to 0.01 would shrink every layer a hundredfold.
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def critic_weights(critic: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights and biases of the critic by name, without those of normalisation layers."""
+    return {
+        f"{prefix}.{name}" if prefix else name: parameter
+        for prefix, module in critic.named_modules()
+        if not isinstance(module, NORM_LAYERS)
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+class Unconstrained:
+    """No constraint: the penalty is zero and the projection does nothing."""
+
+    #: Largest magnitude that a critic weight may have.
+    bound: float = math.inf
+
+    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar added to the critic's loss; ``real`` and ``fake`` are batches of one shape, without gradients."""
+        return real.new_zeros(())
+
+    def project(self, critic: nn.Module) -> None:
+        """Change the critic's weights in place, after each of its optimizer steps."""
+
+
+class WeightClipping(Unconstrained):
+    """w <- clip(w, -bound, bound) after each critic step (WGAN, arXiv 1701.07875, Algorithm 1, line 7)."""
+
+    def __init__(self, *, bound: PositiveFloat = 0.01) -> None:
+        self.bound = bound
+
+    @torch.no_grad()
+    def project(self, critic: nn.Module) -> None:
+        """Clip every weight and bias, except those of normalisation layers, into [-bound, bound]."""
+        for parameter in critic_weights(critic).values():
+            parameter.clamp_(-self.bound, self.bound)
+
+
+def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """alpha * real + (1 - alpha) * fake with one alpha ~ U[0, 1) per image (WGAN-GP, Algorithm 1, lines 4 and 6)."""
+    shape = (len(real),) + (1,) * (real.dim() - 1)
+    alpha = torch.rand(shape, device=real.device, generator=generator)
+    return torch.lerp(fake, real, alpha.to(real.dtype))
+
+
+def slopes(critic: nn.Module, images: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Euclidean norm of the critic's gradient at each image, over all its pixels and channels; shape (batch,)."""
+    with torch.enable_grad():
+        images = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=create_graph)
+    # no epsilon under the root: it would bias the slopes, and torch defines the norm's gradient at zero as zero
+    return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+
+
+class GradientPenalty(Unconstrained):
+    """weight * E[(|| grad f(x^) || - target)^2] at random interpolates x^ (WGAN-GP, arXiv 1704.00028, equation 3).
+
+    The norm is taken per image over all pixels and channels, and the penalty is computed in fp32 even under
+    mixed precision, whose gradients of gradients would lose it.
+    """
+
+    def __init__(self, *, weight: NonNegativeFloat = 10.0, target: Annotated[float, Field(ge=0)] = 1.0) -> None:
+        self.weight = weight
+        self.target = target
+
+    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar, differentiable with respect to the critic's weights."""
+        with torch.autocast(real.device.type, enabled=False):
+            full = torch.promote_types(real.dtype, torch.float32)
+            points = interpolate(real.to(full), fake.to(full))
+            return self.weight * (slopes(critic, points, create_graph=True) - self.target).square().mean()

@@ -1,0 +1,1 @@
+"""Metrics: functions of image or point tensors, usable without the trainer."""

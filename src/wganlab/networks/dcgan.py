@@ -1,0 +1,128 @@
+"""Convolutional pair after the DCGAN walk-through of MNIST with gradient penalty, at any size it can double to.
+
+The source is a Keras program, hence its constants: LeakyReLU slope 0.3, batch norm momentum 0.99 (0.01 in torch)
+and eps 1e-3, Glorot-uniform kernels and zero biases.
+"""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from wganlab.networks.layers import Norm, norm_layer
+
+EPS, MOMENTUM = 1e-3, 0.01
+
+
+def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
+    """Height and width before the first of ``n_blocks`` doublings.
+
+    Raises ValueError when doubling cannot end at ``shape``.
+    """
+    factor = 2**n_blocks
+    if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
+        size = "x".join(map(str, shape))
+        raise ValueError(
+            f"n_blocks={n_blocks}: cannot make images of {size}; "
+            f"allowed are (channels, height, width) with height and width multiples of {factor}"
+        )
+    return shape[1] // factor, shape[2] // factor
+
+
+def initialise(network: nn.Module) -> None:
+    """Glorot-uniform kernels, zero biases; normalisation layers keep scale 1 and shift 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class Generator(nn.Module):
+    """Dense to n_filters maps, a 5x5 layer, n_blocks stride-2 layers that double the size, a 5x5 layer, tanh.
+
+    The width halves in each block. No layer has a bias: the normalisation that follows would cancel it.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: PositiveInt,
+        shape: tuple[int, ...],
+        n_filters: PositiveInt = 128,
+        n_blocks: PositiveInt = 2,
+        norm: Norm = "batch",
+        slope: NonNegativeFloat = 0.3,
+    ) -> None:
+        super().__init__()
+        height, width = smallest(shape, n_blocks)
+        if n_filters % 2**n_blocks:
+            raise ValueError(
+                f"n_filters={n_filters}: cannot be halved {n_blocks} times; must be a multiple of {2**n_blocks}"
+            )
+        features = n_filters * height * width
+
+        def norms(channels: int, images: bool = True) -> list[nn.Module]:
+            return [
+                norm_layer(norm, channels, images=images, eps=EPS, momentum=MOMENTUM),
+                nn.LeakyReLU(slope),
+            ]
+
+        def up(before: int, after: int, stride: int) -> list[nn.Module]:
+            layer = nn.ConvTranspose2d(
+                before, after, 5, stride=stride, padding=2, output_padding=stride - 1, bias=False
+            )
+            return [layer, *norms(after)]
+
+        # the source normalises each of the 6272 features before it folds them into maps
+        layers = [nn.Linear(latent_dim, features, bias=False), *norms(features, images=False)]
+        layers += [nn.Unflatten(1, (n_filters, height, width)), *up(n_filters, n_filters, stride=1)]
+        for block in range(n_blocks):
+            layers += up(n_filters // 2**block, n_filters // 2 ** (block + 1), stride=2)
+        last = nn.ConvTranspose2d(n_filters // 2**n_blocks, shape[0], 5, padding=2, bias=False)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+        initialise(self)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.layers(latents)
+
+
+class Critic(nn.Module):
+    """A 5x5 layer of n_filters, n_blocks stride-2 layers that halve the size and double the width, one valid kernel.
+
+    ``norm="batch"`` is the source's; it couples the images of a batch, which the gradient penalty assumes to be
+    independent (arXiv 1704.00028, section 4), so the default is the layer norm that the paper recommends.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        n_filters: PositiveInt = 64,
+        n_blocks: PositiveInt = 2,
+        norm: Norm = "layer",
+        slope: NonNegativeFloat = 0.3,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+    ) -> None:
+        super().__init__()
+        kernel = smallest(shape, n_blocks)
+
+        def down(before: int, after: int, stride: int) -> list[nn.Module]:
+            layer = nn.Conv2d(before, after, 5, stride=stride, padding=2)
+            return [
+                layer,
+                norm_layer(norm, after, images=True, eps=EPS, momentum=MOMENTUM),
+                nn.LeakyReLU(slope),
+            ]
+
+        layers = down(shape[0], n_filters, stride=1)
+        for block in range(n_blocks):
+            layers += [
+                *down(n_filters * 2**block, n_filters * 2 ** (block + 1), stride=2),
+                nn.Dropout(dropout),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(n_filters * 2**n_blocks, 1, kernel))
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten()

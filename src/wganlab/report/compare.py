@@ -1,0 +1,93 @@
+"""What was compared: how runs differ, and what each came to."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from wganlab.runs import Row, Run, final_and_best
+from wganlab.schema import leaves
+
+#: Keys that say how a run is shown, or which of several equals it is, and not what it does.
+IGNORED = ("seed", "logger.")
+ABSENT = "–"
+
+
+def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Config key -> its value in each run, for every key that is not the same in all; seeds are left out.
+
+    Keys that only repeat another key by interpolation are left out, too.
+    """
+    flat = [dict(leaves(run.config)) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config if not key.startswith(IGNORED))
+    values = {key: [str(config[key]) if key in config else ABSENT for config in flat] for key in keys}
+    return {
+        key: row
+        for key, row in values.items()
+        if len(set(row)) > 1 and not all(value.startswith("${") for value in row if value != ABSENT)
+    }
+
+
+def arms(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run; runs that differ only in their seed share one.
+
+    Named after the overrides that differ; where those do not tell two configs apart, after all differing keys.
+    """
+    differing = differing_keys(runs)
+    given = dict.fromkeys(key for run in runs for key in run.overrides if not key.startswith(IGNORED))
+    columns: dict[str, list[str]] = {}
+    for key in given:
+        values = [run.overrides.get(key) or run.choices.get(key) or str(_select(run.config, key)) for run in runs]
+        if len(set(values)) > 1:
+            columns[key] = values
+    contents = list(zip(*differing.values(), strict=True)) or [()] * len(runs)
+    if len(set(zip(*columns.values(), strict=True))) < len(set(contents)):
+        columns = differing
+    names = [", ".join(f"{key}={row[i]}" for key, row in columns.items()) for i in range(len(runs))]
+    return [name or ", ".join(run.choices.values()) or run.folder.name for name, run in zip(names, runs, strict=True)]
+
+
+def _select(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part, ABSENT) if isinstance(config, dict) else ABSENT
+    return config
+
+
+def throughput(rows: Sequence[Row]) -> float | None:
+    """Real images seen by the critic per second of training, over the whole run."""
+    return rows[-1]["images_seen"] / rows[-1]["seconds"] if rows and rows[-1].get("seconds") else None
+
+
+def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A record per run: where it is, what it is, what it came to."""
+    records = []
+    for run, arm in zip(runs, arms(runs), strict=True):
+        outcome = final_and_best(run.rows)
+        final = outcome["final"]
+        record = {
+            "run": str(run.folder),
+            "arm": arm,
+            "state": run.status.get("state"),
+            "seed": run.config.get("seed"),
+            "steps": final.get("step"),
+            "images_seen": final.get("images_seen"),
+            "epochs": final.get("epoch"),
+            "seconds": final.get("seconds"),
+            "images_per_second": throughput(run.rows),
+            "commit": run.summary.get("commit"),
+        }
+        record |= {f"final/{key}": value for key, value in final.items() if "/" in key}
+        for key, value in outcome["best"].items():
+            record |= {f"best/{key}": value["value"], f"best_step/{key}": value["step"]}
+        records.append(record)
+    return records
+
+
+def to_csv(records: Sequence[dict[str, Any]]) -> str:
+    """Records of results.csv as text."""
+    columns = dict.fromkeys(key for record in records for key in record)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()

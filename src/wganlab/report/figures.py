@@ -1,0 +1,158 @@
+"""Figures of a report, drawn with matplotlib."""
+
+import io
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from wganlab.runs import Run
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: smaller, and a reader can search it
+    "svg.hashsalt": "wganlab",  # the same runs give the same bytes
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+#: Metric -> title of its panel.
+CURVES = {
+    "eval/emd": "Earth mover's distance to real images",
+    "critic/wasserstein_estimate": "Wasserstein estimate (real score − fake score)",
+    "critic/loss": "Critic loss",
+    "generator/loss": "Generator loss",
+    "critic/gradient_norm": "Mean slope of the critic at interpolates",
+    "critic/weights_at_bound": "Share of critic weights at the bound",
+}
+
+
+def colours(arms: Sequence[str]) -> dict[str, str]:
+    """One colour per arm, the same in every figure."""
+    cycle = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    return {arm: mpl.colors.to_hex(cycle[i % len(cycle)]) for i, arm in enumerate(dict.fromkeys(arms))}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element."""
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):  # some settings are read when a figure is written
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
+    """One metric against generator steps, all runs on shared axes, epochs above; None where nobody measured it.
+
+    Arms of several seeds are drawn as thin lines with their mean. The y axis is logarithmic where all values are
+    positive and arms differ tenfold.
+    """
+    series = {}
+    for index, run in enumerate(runs):
+        points = [(row["step"], row[metric]) for row in run.rows if metric in row]
+        if points:
+            series[index] = np.array(points).T
+    if not any(np.any(values) for _, values in series.values()):
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for arm, colour in colours(arms).items():
+            members = [series[i] for i in series if arms[i] == arm]
+            for steps, values in members:
+                alone = len(members) == 1
+                label = arm if alone else None
+                axes.plot(
+                    steps,
+                    values,
+                    color=colour,
+                    lw=1.4 if alone else 0.6,
+                    alpha=1 if alone else 0.5,
+                    label=label,
+                )
+            if len(members) > 1 and len({len(steps) for steps, _ in members}) == 1:
+                mean = np.mean([values for _, values in members], axis=0)
+                axes.plot(members[0][0], mean, color=colour, lw=1.6, label=f"{arm} (mean of {len(members)} seeds)")
+        _scale(axes, list(series.values()))
+        perfect = {row["eval/emd_real"] for run in runs for row in run.rows if "eval/emd_real" in row}
+        if metric == "eval/emd" and len(perfect) == 1:
+            axes.axhline(*perfect, color="0.4", ls=":", lw=1, label="real against real")
+            axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
+        axes.set_xlabel("generator steps")
+        axes.set_title(CURVES.get(metric, metric), fontsize=10, loc="left")
+        axes.legend(fontsize=8)
+        _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
+    return figure
+
+
+def _scale(axes: Axes, series: Sequence[np.ndarray]) -> None:
+    """Logarithmic y where arms differ tenfold, else limits that a few wild first steps do not set."""
+    values = np.concatenate([values for _, values in series])
+    medians = [np.median(values) for _, values in series]
+    if values.min() > 0 and max(medians) > 10 * min(medians):
+        axes.set_yscale("log")
+        return
+    low, high = np.quantile(values, [0.005, 0.995])
+    margin = 0.05 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _epoch_axes(axes: Axes, runs: Sequence[Run], arms: Sequence[str]) -> None:
+    """Epochs above the steps; arms with another n_critic or batch size see more or less of the data per step."""
+    rates: dict[float, list[str]] = {}
+    for run, arm in zip(runs, arms, strict=True):
+        last = run.rows[-1]
+        rates.setdefault(round(last["epoch"] / last["step"], 9), []).append(arm)
+    for i, (rate, names) in enumerate(rates.items()):
+        above = axes.secondary_xaxis(
+            1.0 + 0.16 * i, functions=(partial(operator.mul, rate), partial(operator.mul, 1 / rate))
+        )
+        of = "" if len(rates) == 1 else ": " + "; ".join(dict.fromkeys(names))
+        above.set_xlabel(f"epochs{of}", fontsize=7, labelpad=2)
+        above.tick_params(labelsize=7, pad=1)
+
+
+def weight_histogram(weights: np.ndarray, bound: float | None, colour: str) -> Figure:
+    """Histogram of critic weights; dashed lines at the clipping bound where there is one."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6, 2.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.hist(weights, bins=101, color=colour)
+        for position in (-bound, bound) if bound else ():
+            axes.axvline(position, color="0.3", ls="--", lw=0.8)
+        axes.set_xlabel("weight")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def side_by_side(grids: Mapping[str, Path]) -> Figure:
+    """Sample grids (PNG files) in one row, each under its name."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3 * len(grids), 3.3), layout="constrained")
+        for axes, (name, path) in zip(np.ravel(figure.subplots(1, len(grids))), grids.items(), strict=True):
+            axes.imshow(mpl.image.imread(path), cmap="gray", interpolation="nearest")
+            axes.set_title(name, fontsize=10)
+            axes.set_axis_off()
+    return figure
+
+
+def critic_weights(checkpoint: Mapping) -> np.ndarray:
+    """All entries of the critic's matrices and kernels in a loaded checkpoint; biases and norm scales left out."""
+    state = checkpoint["state_dict"]
+    return np.concatenate(
+        [value.float().numpy().ravel() for key, value in state.items() if key.startswith("critic.") and value.dim() > 1]
+    )

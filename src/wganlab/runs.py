@@ -1,0 +1,138 @@
+"""Run folders, read back from their files."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wganlab.schema import ConfigError
+
+Row = dict[str, float]
+
+
+def final_and_best(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """Last value of every metric; of losses and evaluations also the smallest, with its step."""
+    final: Row = {}
+    best: dict[str, dict[str, float]] = {}
+    for row in rows:
+        final |= row
+        for key, value in row.items():
+            judged = key.endswith("/loss") or (key.startswith("eval/") and not key.endswith("_real"))
+            if judged and (key not in best or value < best[key]["value"]):
+                best[key] = {"value": value, "step": row["step"]}
+    return {"final": final, "best": best}
+
+
+@dataclass
+class Run:
+    """A run folder, complete or not. ``problems`` says in plain words what is missing or damaged."""
+
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: str | Path, key: str = "run") -> "Run":
+        """Raises ConfigError when the folder is no run."""
+        folder = Path(folder).expanduser()
+        if not (folder / ".hydra" / "config.yaml").is_file():
+            reason = "is no run folder: it has no .hydra/config.yaml" if folder.is_dir() else "does not exist"
+            raise ConfigError(key, f"={folder}: {reason}; give a folder that wganlab train has written")
+        return cls(folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The composed config, interpolations unresolved."""
+        return self._yaml(".hydra/config.yaml") or {}
+
+    @cached_property
+    def overrides(self) -> dict[str, str]:
+        """What the command line (or the sweep) changed: key -> value."""
+        given = self._yaml(".hydra/overrides.yaml") or []
+        return {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in given)}
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """Config group -> choice, Hydra's own groups left out."""
+        hydra = (self._yaml(".hydra/hydra.yaml") or {}).get("hydra", {})
+        choices = hydra.get("runtime", {}).get("choices", {})
+        return {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
+
+    @cached_property
+    def status(self) -> dict[str, Any]:
+        return self._json("status.json") or {"state": "unknown"}
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty for a run that did not complete."""
+        return (self._json("summary.json") if self.status.get("state") == "completed" else None) or {}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """metrics.csv as numbers; cells without a value are left out, damaged rows are skipped."""
+        path = self.folder / "metrics.csv"
+        if not path.is_file():
+            self.problems.append("metrics.csv is missing")
+            return []
+        rows, damaged = [], 0
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            for cells in csv.DictReader(file):
+                try:
+                    row = {key: float(value) for key, value in cells.items() if value != ""}
+                    row["step"] = int(row["step"])
+                    rows.append(row)
+                except (TypeError, ValueError, KeyError, AttributeError):
+                    damaged += 1
+        if damaged:
+            self.problems.append(f"metrics.csv: {damaged} damaged rows skipped")
+        return rows
+
+    @cached_property
+    def samples(self) -> dict[int, Path]:
+        """Generator step -> grid of samples."""
+        return {int(path.stem.removeprefix("step_")): path for path in sorted(self.folder.glob("samples/step_*.png"))}
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of checkpoints/<name>.ckpt. Raises ConfigError when there is none."""
+        path = self.folder / "checkpoints" / f"{name}.ckpt"
+        if not path.is_file():
+            there = sorted(path.stem for path in path.parent.glob("*.ckpt"))
+            allowed = f"allowed are {', '.join(there)}" if there else "the run has saved none yet"
+            raise ConfigError("checkpoint", f"={name}: {self.folder} has no such checkpoint; {allowed}")
+        return path
+
+    def _yaml(self, name: str) -> Any:
+        return self._read(name, lambda text: yaml.safe_load(text), yaml.YAMLError)
+
+    def _json(self, name: str) -> Any:
+        return self._read(name, json.loads, json.JSONDecodeError)
+
+    def _read(self, name: str, parse: Any, damage: type[Exception]) -> Any:
+        try:
+            return parse((self.folder / name).read_text(encoding="utf-8"))
+        except OSError:
+            self.problems.append(f"{name} is missing")
+        except (damage, UnicodeDecodeError):
+            self.problems.append(f"{name} is damaged")
+        return None
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Every run at or below the paths, in the order of the paths and then of their names.
+
+    Raises ConfigError for a path that does not exist or holds no run.
+    """
+    runs: dict[Path, Run] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise ConfigError(str(path), ": does not exist; give run folders, or folders that hold them")
+        found = sorted(config.parent.parent for config in path.rglob(".hydra/config.yaml"))
+        if not found:
+            raise ConfigError(str(path), ": holds no run; give folders that wganlab train has written")
+        for folder in found:
+            runs.setdefault(folder.resolve(), Run(folder))
+    return list(runs.values())

@@ -1,0 +1,99 @@
+"""``wganlab sample``: images and a latent interpolation from a trained generator."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torchvision.transforms.functional import to_pil_image
+
+from wganlab.adversarial import sample_latents
+from wganlab.callbacks.samples import save_grid
+from wganlab.config import compose_config, quote_paths, without_hydra
+from wganlab.runs import Run
+from wganlab.schema import ConfigError, check_call
+from wganlab.train import Seed, construct
+
+
+def settings(
+    *,
+    run: str,
+    n: PositiveInt,
+    checkpoint: Literal["last", "best"],
+    seed: Seed,
+    interpolations: PositiveInt,
+    frames: PositiveInt,
+    output: str,
+) -> None:
+    """The keys of conf/sample.yaml and what they may be: its schema."""
+
+
+def main(overrides: Sequence[str]) -> None:
+    """Write grid.png, interpolation.png and images/*.png, all or nothing, and say where."""
+    config = without_hydra(compose_config("sample", quote_paths(overrides)))
+    if OmegaConf.is_missing(config, "run"):
+        raise ConfigError("run", ": is missing; give a run folder, as in wganlab sample run=PATH n=64")
+    check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
+    run = Run.open(config.run)
+    trained: DictConfig = OmegaConf.create(run.config)
+    generator = load_generator(trained, run.checkpoint(config.checkpoint))
+    output = Path(config.output)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_samples(generator, trained.model, config, part)
+    shutil.rmtree(output, ignore_errors=True)
+    part.rename(output)
+    print(f"{config.n} images, a grid and an interpolation: {os.path.relpath(output)}")
+
+
+def load_generator(config: DictConfig, checkpoint: Path) -> nn.Module:
+    """The generator of a run, in inference mode, with the weights of a checkpoint.
+
+    Raises ConfigError when the file is damaged or does not fit the run's config.
+    """
+    shape = construct(config, "dataset").shape
+    generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "generator."
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        generator.load_state_dict(weights)
+    except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
+        reason = str(error).splitlines()[0]
+        raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's generator ({reason})") from error
+    return generator.eval()
+
+
+@torch.no_grad()
+def write_samples(generator: nn.Module, model: DictConfig, config: DictConfig, folder: Path) -> None:
+    """grid.png of ``n`` images, each of them under images/, and interpolation.png with a path in each row."""
+    random = torch.Generator().manual_seed(config.seed)
+    images = generator(sample_latents(config.n, model.latent_dim, model.latent, generator=random))
+    save_grid(images, folder / "grid.png")
+    (folder / "images").mkdir(parents=True)
+    for i, image in enumerate(images):
+        to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
+    ends = [sample_latents(config.interpolations, model.latent_dim, model.latent, generator=random) for _ in range(2)]
+    paths = interpolate_latents(*ends, frames=config.frames, spherical=model.latent == "normal")
+    save_grid(generator(paths.flatten(0, 1)), folder / "interpolation.png", columns=config.frames)
+
+
+def interpolate_latents(start: Tensor, end: Tensor, *, frames: int, spherical: bool) -> Tensor:
+    """Paths between latents (n, latent_dim): shape (n, frames, latent_dim), both ends included.
+
+    ``spherical`` follows great circles (White 2016, arXiv 1609.04468), since normal latents of many dimensions
+    lie near a sphere and the straight line between two leaves it; otherwise straight lines.
+    """
+    t = torch.linspace(0, 1, frames)[None, :, None]
+    start, end = start[:, None], end[:, None]
+    if not spherical:
+        return torch.lerp(start, end, t)
+    cosine = (normalize(start, dim=-1) * normalize(end, dim=-1)).sum(-1, keepdim=True)
+    angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
+    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)

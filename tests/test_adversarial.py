@@ -1,0 +1,167 @@
+"""The training loop: who updates when, on what, and in which unit of time."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import config
+from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.callbacks.history import History
+from wganlab.data.stream import BatchStream
+from wganlab.train import build_module, construct, fit, generator_steps
+
+LOSSES = ["gan", "wgan_clip", "wgan_gp"]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Points:
+    """A data set of 2-D points, small enough to count."""
+
+    shape = (2,)
+
+    def __init__(self, n: int = 10) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def load(self) -> Tensor:
+        return torch.arange(2.0 * self.n).view(self.n, 2) / self.n - 1
+
+
+class Spy(nn.Module):
+    """A critic that notes what it is shown, and the state of its weights at that moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.events: list[tuple[str, Tensor, float]] = []
+
+    def forward(self, points: Tensor) -> Tensor:
+        kind = "generator" if not self.linear.weight.requires_grad else "critic"
+        self.events.append((kind, points, self.linear.weight.detach().abs().max().item()))
+        return self.linear(points).squeeze(1)
+
+
+def train_spied(loss: str, steps: int, folder: Path, **changes: int) -> tuple[AdversarialModule, Spy, History]:
+    """Train a linear pair for some generator steps through the real Trainer."""
+    settings = config(f"loss={loss}", "callbacks=none", "logger=csv", *(f"{k}={v}" for k, v in changes.items()))
+    critic = Spy()
+    module = AdversarialModule(
+        generator=nn.Linear(3, 2), critic=critic, latent_dim=3, latent="normal", **construct(settings, "loss")
+    )
+    history = History(every=1)
+    trainer = construct(settings, "accelerator", max_steps=steps, folder=str(folder), callbacks=[history])
+    stream = BatchStream(Points().load(), batch_size=4, n_critic=module.n_critic, steps=steps, seed=0)
+    trainer.fit(module, train_dataloaders=stream)
+    assert trainer.global_step == steps, "the trainer's clock must count generator steps"
+    return module, critic, history
+
+
+@pytest.mark.parametrize(("loss", "n_critic"), [("gan", 1), ("wgan_clip", 5), ("wgan_gp", 5), ("wgan_gp", 3)])
+def test_n_critic_steps_on_fresh_data_for_each_generator_step(loss: str, n_critic: int, tmp_path: Path) -> None:
+    """Ten points in batches of four are two batches an epoch: every count above two crosses epoch borders."""
+    _, critic, history = train_spied(loss, steps=7, folder=tmp_path, **{"loss.n_critic": n_critic})
+    per_critic_step = 3 if loss == "wgan_gp" else 2  # real, fake and, for the penalty, interpolates
+    kinds = "".join(kind[0] for kind, _, _ in critic.events)
+    assert kinds == ("c" * per_critic_step * n_critic + "g") * 7
+    seen = [points for kind, points, _ in critic.events if kind == "critic"][::per_critic_step]
+    for first, second in zip(seen[::2], seen[1::2], strict=False):
+        rows = torch.cat([first, second]).tolist()
+        assert len({tuple(row) for row in rows}) == 8, "an epoch must not show a point twice"
+    assert [row["step"] for row in history.rows] == list(range(1, 8))
+    assert history.rows[-1]["images_seen"] == 7 * n_critic * 4
+    assert history.rows[-1]["epoch"] == pytest.approx(7 * n_critic * 4 / 10)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_network_learns_from_its_own_loss_only(loss: str, tmp_path: Path) -> None:
+    module, critic, _ = train_spied(loss, steps=0 + 1, folder=tmp_path)
+    fakes = [points for kind, points, _ in critic.events if kind == "critic"]
+    assert not any(points.requires_grad and points.grad_fn for points in fakes), "fakes must be detached from G"
+    shown_to_generator = [points for kind, points, _ in critic.events if kind == "generator"]
+    assert all(points.grad_fn is not None for points in shown_to_generator)
+    # after a whole training step, the critic's gradient is still the one of its own last step
+    before = [parameter.grad.clone() for parameter in module.critic.parameters() if parameter.grad is not None]
+    optimizer = torch.optim.SGD(module.generator.parameters(), lr=0.0)
+    module.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
+    module.generator_step(4, optimizer)
+    after = [parameter.grad for parameter in module.critic.parameters()]
+    assert before
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if b is not None)
+    assert all(parameter.requires_grad for parameter in module.critic.parameters())
+
+
+def test_weights_are_clipped_before_they_are_used(tmp_path: Path) -> None:
+    _, critic, history = train_spied("wgan_clip", steps=3, folder=tmp_path)
+    magnitudes = [largest for _, _, largest in critic.events]
+    assert magnitudes[0] > 0.01, "the initial weights are not clipped, the algorithm clips after a step"
+    assert max(magnitudes[2:]) <= 0.01 + 1e-9
+    assert history.rows[-1]["critic/penalty"] == 0
+
+
+def test_penalty_is_part_of_one_critic_loss(tmp_path: Path) -> None:
+    _, _, history = train_spied("wgan_gp", steps=4, folder=tmp_path)
+    for row in history.rows:
+        assert row["critic/penalty"] > 0
+        expected = -row["critic/wasserstein_estimate"] + row["critic/penalty"]
+        assert row["critic/loss"] == pytest.approx(expected, abs=1e-5)
+        assert row["critic/wasserstein_estimate"] == pytest.approx(row["critic/real_score"] - row["critic/fake_score"])
+
+
+def test_arms_share_initial_weights_and_the_order_of_images() -> None:
+    source = construct(config(), "dataset")
+    modules = [build_module(config(f"loss={loss}", "seed=3"), source) for loss in LOSSES]
+    states = [module.state_dict() for module in modules]
+    for state in states[1:]:
+        assert all(torch.equal(state[key], states[0][key]) for key in states[0])
+    other = build_module(config("seed=4"), source).state_dict()
+    assert not torch.equal(other["critic.layers.1.weight"], states[0]["critic.layers.1.weight"])
+
+    data = torch.arange(50)[:, None]
+    one = torch.cat([b.flatten() for b in BatchStream(data, batch_size=4, n_critic=1, steps=40, seed=3)])
+    five = torch.cat([b.flatten() for b in BatchStream(data, batch_size=4, n_critic=5, steps=8, seed=3)])
+    assert torch.equal(one, five)
+
+
+def test_initial_weights_of_a_network_do_not_depend_on_the_other() -> None:
+    source = construct(config(), "dataset")
+    plain, wide = (build_module(config(*o), source) for o in ([], ["model.generator.hidden=[32]"]))
+    assert torch.equal(plain.critic.layers[1].weight, wide.critic.layers[1].weight)  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [(["steps=7"], 7), (["images=640"], 2), (["images=641"], 3), (["loss=gan", "images=640"], 10)],
+)
+def test_budget_in_steps_or_images(overrides: list[str], steps: int) -> None:
+    assert generator_steps(config("batch_size=64", *overrides)) == steps
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_latents(distribution: str) -> None:
+    latents = sample_latents(4000, 3, distribution, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert latents.shape == (4000, 3)
+    assert latents.mean().abs() < 0.05
+    variance = {"normal": 1.0, "uniform": 1 / 3}[distribution]
+    assert latents.var().item() == pytest.approx(variance, rel=0.06)
+    assert distribution == "normal" or latents.abs().max() <= 1
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_golden_trace(loss: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Twenty steps on digits give the stored losses; --write-golden stores new ones, with a reason in the commit."""
+    fit(config(f"loss={loss}", "steps=20", "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
+    header, *lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    columns = ("critic/loss", "critic/penalty", "generator/loss")
+    rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
+    trace = {column: [float(row[column]) for row in rows] for column in columns}
+    path = GOLDEN / f"{loss}.json"
+    if request.config.getoption("--write-golden"):
+        path.write_text(json.dumps(trace, indent=1) + "\n")
+    expected = json.loads(path.read_text())
+    for column in columns:
+        assert trace[column] == pytest.approx(expected[column], rel=2e-3, abs=2e-4), column

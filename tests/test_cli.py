@@ -1,0 +1,98 @@
+"""The command line as its users meet it."""
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, wganlab
+
+ROOT = Path(__file__).parents[1]
+
+
+def heavy_imports(code: str) -> list[str]:
+    """Which slow packages a piece of code has imported when it is done."""
+    probe = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\n"
+    probe += "print('HEAVY', [m for m in ('torch', 'pytorch_lightning', 'wandb', 'sklearn') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    return eval(out.rpartition("HEAVY")[2])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["report", "--help"], ["sample", "--help"]],
+)
+def test_help_is_quick_and_has_an_example(arguments: list[str], tmp_path: Path) -> None:
+    started = time.perf_counter()
+    done = wganlab(*arguments, cwd=tmp_path)
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0, done.stderr
+    assert seconds < (1 if arguments == ["--help"] else 2)
+    assert "--cfg" in arguments or f"wganlab {arguments[0].replace('--help', 'train')}" in done.stdout
+    assert not heavy_imports(f"sys.argv = ['wganlab', *{arguments}]; from wganlab.cli import main; main()")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
+    text = wganlab("train", "--help", cwd=tmp_path).stdout
+    assert "loss: gan, wgan_clip, wgan_gp" in text
+    assert "n_critic: 5" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "loss.lipschitz.weight=ten"], "loss.lipschitz.weight=ten: must be a number >= 0"),
+        (["train", "-m", "loss=gan,wgan_gp", "loss.n_critic=1,0"], "loss.n_critic=0: must be an integer > 0"),
+        (["train", "dataset=mnist"], "dataset.root=data: data/MNIST/raw lacks"),
+        (["train", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["train", "--config-dir", "nowhere", "loss=gan"], "--config-dir nowhere: no such folder"),
+        (["sample", "run=."], "run=.: is no run folder"),
+        (["sample", "n=4"], "run: is missing"),
+        (["report", "nowhere"], "nowhere: does not exist"),
+        (["report", "."], ".: holds no run"),
+        (["report"], "the following arguments are required: PATH"),
+        (["fly"], "unknown command fly: allowed are train, report, sample"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = wganlab(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [], "refused input must leave nothing behind"
+
+
+def test_folders_are_not_overwritten(tmp_path: Path) -> None:
+    command = ["train", *TINY, "steps=1", "logger=csv", "hydra.run.dir=mine"]
+    assert wganlab(*command, cwd=tmp_path).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    again = wganlab(*command, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "mine already holds a run" in again.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_wheel_in_an_empty_folder_finds_its_config(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    where = "import wganlab.config; print(wganlab.config.conf_dir())"
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    conf = subprocess.run(
+        [sys.executable, "-c", where], cwd=empty, env=env, capture_output=True, text=True, check=True
+    ).stdout
+    assert Path(conf.strip()) == tmp_path / "site" / "wganlab" / "conf"
+    done = wganlab("train", *TINY, "steps=1", "logger=csv", "hydra.run.dir=run", cwd=empty, **env)
+    assert done.returncode == 0, done.stderr
+    done = wganlab("report", "run", cwd=empty, **env)
+    assert done.returncode == 0, done.stderr
+    assert (empty / "run" / "index.html").is_file()

@@ -1,0 +1,171 @@
+"""The vocabulary: every YAML composes, instantiates and runs; whatever else is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import config
+from wganlab.config import compose_config, conf_dir, folder_name, jobs
+from wganlab.schema import ConfigError
+from wganlab.train import build_module, check, construct, fit
+
+CHOICES = sorted(
+    (path.relative_to(conf_dir()).parent.as_posix(), path.stem)
+    for path in conf_dir().rglob("*.yaml")
+    if path.parent != conf_dir()
+)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)
+def test_every_choice_builds(group: str, choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    overrides = [f"{group}={choice}"]
+    if (group, choice) == ("dataset", "mnist"):
+        with pytest.raises(ConfigError, match=r"dataset\.root=data"):
+            check(config(*overrides))
+        return
+    if (group, choice) == ("accelerator", "gpu") and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="allowed here: auto, cpu"):
+            check(config(*overrides))
+        return
+    check(config(*overrides))
+
+
+@pytest.mark.parametrize("model", sorted(choice for group, choice in CHOICES if group == "model"))
+@pytest.mark.parametrize("loss", sorted(choice for group, choice in CHOICES if group == "loss"))
+def test_every_model_trains_with_every_loss(model: str, loss: str, tmp_path: Path) -> None:
+    small = ["model.generator.n_filters=8", "model.critic.n_filters=4"] if model == "dcgan" else []
+    settings = config(
+        f"model={model}", f"loss={loss}", "steps=2", "batch_size=8", "logger=csv", "callbacks=none", *small
+    )
+    summary = fit(settings, tmp_path)
+    assert summary["steps"] == 2
+    assert all(torch.isfinite(torch.tensor(value)) for value in summary["final"].values())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_every_precision_trains_and_is_observed(precision: str, tmp_path: Path) -> None:
+    every = [f"callbacks.{name}.every=2" for name in ("evaluation", "samples", "checkpoints")]
+    quick = ["steps=2", "log_every=1", "batch_size=8", "logger=csv", "callbacks.evaluation.n=16", *every]
+    summary = fit(config(f"accelerator.precision={precision}", *quick), tmp_path)
+    assert summary["final"]["critic/penalty"] > 0
+    assert summary["final"]["eval/emd"] > 0
+
+
+def test_losses_are_the_papers_algorithms() -> None:
+    clip, penalty, gan = (config(f"loss={loss}").loss for loss in ("wgan_clip", "wgan_gp", "gan"))
+    assert clip.optimizer.critic._target_ == "torch.optim.RMSprop"
+    assert (clip.optimizer.critic.lr, clip.lipschitz.bound, clip.n_critic) == (5e-5, 0.01, 5)
+    assert penalty.optimizer.generator._target_ == "torch.optim.Adam"
+    assert (penalty.optimizer.critic.lr, penalty.optimizer.critic.betas) == (1e-4, [0.0, 0.9])
+    assert (penalty.lipschitz.weight, penalty.n_critic) == (10.0, 5)
+    assert gan.objective._target_ == "wganlab.objectives.NonSaturating"
+    assert gan.n_critic == 1
+    assert config().batch_size == 64
+
+
+def test_variations_are_one_override() -> None:
+    def module(*overrides: str):  # type: ignore[no-untyped-def]
+        settings = config(*overrides)
+        return build_module(settings, construct(settings, "dataset"))
+
+    clip_adam = module("loss=wgan_clip", "loss/optimizer=adam")
+    assert all(isinstance(optimizer, torch.optim.Adam) for optimizer in clip_adam.configure_optimizers())
+    assert clip_adam.lipschitz.bound == 0.01
+    assert module("loss=wgan_gp", "loss.n_critic=1").n_critic == 1
+    saturating = module("loss=gan", "loss/objective=minimax")
+    assert saturating.objective.generator_loss(torch.zeros(1)).item() < 0
+    generator, critic = module("loss.optimizer.lr=1e-3", "loss.optimizer.critic.lr=4e-3").configure_optimizers()
+    assert (generator.defaults["lr"], critic.defaults["lr"]) == (1e-3, 4e-3)
+
+
+BAD = [
+    ("foo=1", "foo: unknown key"),
+    ("+foo=1", "foo: unknown key; allowed are dataset"),
+    ("n_critic=0", "n_critic: unknown key; did you mean loss.n_critic?"),
+    ("loss=wgan_clip loss.lipschitz.bonud=1", "did you mean loss.lipschitz.bound?"),
+    ("loss.lipschitz.wieght=1", "did you mean loss.lipschitz.weight?"),
+    ("loss=wgann", "loss=wgann: no such choice; allowed are gan, wgan_clip, wgan_gp"),
+    ("loss/optimizer=sgd", "loss/optimizer=sgd: no such choice; allowed are adam, rmsprop"),
+    ("loss.lipschitz.weight=ten", "loss.lipschitz.weight=ten: must be a number >= 0"),
+    ("loss.lipschitz.weight=nan", "loss.lipschitz.weight=nan: must be a number >= 0"),
+    ("loss.n_critic=0", "loss.n_critic=0: must be an integer > 0"),
+    ("loss.n_critic=2.5", "loss.n_critic=2.5: must be an integer > 0"),
+    ("loss.n_critic=true", "loss.n_critic=true: must be an integer > 0"),
+    ("batch_size=-1", "batch_size=-1: must be an integer > 0"),
+    ("batch_size=0", "batch_size=0: must be an integer > 0"),
+    ("batch_size=5000", "batch_size=5000: must be at most the 1797 samples"),
+    ("batch_size=1", "batch_size=1"),
+    ("steps=0", "steps=0: must be an integer > 0"),
+    ("images=-3", "images=-3: must be an integer > 0"),
+    ("seed=-1", "seed=-1: must be an integer >= 0 and < 4294967296"),
+    ("loss.optimizer.lr=0", "loss.optimizer.lr=0: must be a number > 0"),
+    ("loss.optimizer.critic.lr=-1e-4", "loss.optimizer.critic.lr=-0.0001: must be a number > 0"),
+    ("loss.optimizer.betas=[0.5,1.0]", "loss.optimizer.betas=[0.5, 1.0]: must be [a number >= 0 and < 1, "),
+    ("loss.optimizer.betas=[-0.1,0.9]", "loss.optimizer.betas=[-0.1, 0.9]: must be [a number >= 0 and < 1, "),
+    ("loss.optimizer.betas=0.5", "loss.optimizer.betas=0.5: must be [a number"),
+    ("+loss.optimizer.typo=1", "loss.optimizer.typo: unknown key"),
+    ("loss=wgan_clip loss.lipschitz.bound=0", "loss.lipschitz.bound=0: must be a number > 0"),
+    ("loss=wgan_clip loss.lipschitz.bound=-1", "loss.lipschitz.bound=-1: must be a number > 0"),
+    ("model=dcgan dataset.size=30", "model.generator.n_blocks=2: cannot make images of 1x30x30; allowed are"),
+    ("model.generator.norm=batchy", "model.generator.norm=batchy: must be one of batch, layer, none"),
+    ("model.generator.hidden=[a]", 'model.generator.hidden=["a"]: must be a list, each element an integer > 0'),
+    ("model.latent=gauss", "model.latent=gauss: must be one of normal, uniform"),
+    ("model.critic=null", "model.critic=null: must be a choice"),
+    ("~loss.lipschitz", "lipschitz: is missing"),
+    ("loss.objective=5", "loss.objective=5: must be a choice"),
+    ("loss.objective._target_=no.such.Thing", "cannot be imported (No module named 'no')"),
+    ("callbacks.samples.every=0", "callbacks.samples.every=0: must be an integer > 0"),
+    ("dataset=mnist dataset.root=/nowhere", "dataset.root=/nowhere: /nowhere/MNIST/raw lacks train-images-idx3-ubyte"),
+    ("accelerator.precision=31", "accelerator.precision=31: must be one of 32-true"),
+    ("accelerator=tpu", "accelerator=tpu: no such choice; allowed are auto, cpu, gpu"),
+    ("steps", "steps: not an override of the form key=value"),
+    ("dataset=null", "dataset=null: "),
+    ("steps=3 images=300", "images=300: is a budget, and so is steps"),
+]
+
+
+def check_all(overrides: str, *, multirun: bool) -> None:
+    """What the command does before it hands over to Hydra."""
+    for settings in jobs(overrides.split(), multirun=multirun):
+        check(settings)
+
+
+@pytest.mark.parametrize(("overrides", "expected"), BAD, ids=lambda value: value[:40])
+def test_bad_input_is_refused_in_one_line(overrides: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_all(overrides, multirun=False)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("loss=gan,typo", "loss=typo: no such choice"),
+        ("loss=gan,wgan_gp loss.n_critic=1,0", "loss.n_critic=0: must be"),
+        ("seed=0,0", "two jobs of the sweep would share"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_job(overrides: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_all(overrides, multirun=True)
+    assert expected in str(error.value)
+
+
+def test_sweep_jobs_are_those_of_hydra() -> None:
+    settings = jobs(["loss=gan,wgan_gp", "seed=range(3)", "steps=5"], multirun=True)
+    assert [(s.loss.n_critic, s.seed, s.steps) for s in settings] == [(n, s, 5) for n in (1, 5) for s in (0, 1, 2)]
+
+
+def test_folder_names_are_safe_and_tell_jobs_apart() -> None:
+    assert folder_name("loss=gan,seed=0") == "loss=gan,seed=0"
+    assert folder_name("loss/optimizer=adam") == "loss.optimizer=adam"
+    assert folder_name("") == "defaults"
+    names = [folder_name(f"+note='{text}'") for text in ("a b", "a:b", "ä" * 500, "ä" * 501)]
+    assert len(set(names)) == 4
+    assert all(len(name.encode()) <= 255 and "/" not in name for name in names)
+
+
+def test_hydra_node_is_there_for_whoever_asks() -> None:
+    assert "hydra" in compose_config("train", [])

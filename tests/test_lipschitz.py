@@ -1,0 +1,122 @@
+"""Constraints against closed forms: the gradient of a linear critic is its weight, everywhere."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wganlab.lipschitz import GradientPenalty, Unconstrained, WeightClipping, critic_weights, interpolate, slopes
+
+SHAPES = [(2,), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
+
+
+class LinearCritic(nn.Module):
+    """f(x) = <w, x> with a given norm of w."""
+
+    def __init__(self, shape: tuple[int, ...], norm: float) -> None:
+        super().__init__()
+        direction = torch.randn(math.prod(shape), generator=torch.Generator().manual_seed(0))
+        self.weight = nn.Parameter(norm * direction / direction.norm())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", [0.25, 1.0, 3.0])
+def test_penalty_of_a_linear_critic(shape: tuple[int, ...], norm: float) -> None:
+    real, fake = torch.randn(2, 5, *shape)
+    penalty = GradientPenalty(weight=10, target=1).penalty(LinearCritic(shape, norm), real, fake)
+    assert penalty.item() == pytest.approx(10 * (norm - 1) ** 2, abs=1e-4)
+
+
+def test_penalty_gradient_of_a_linear_critic() -> None:
+    """d/dw weight (|w| - 1)^2 = 2 weight (|w| - 1) w / |w|: the penalty reaches the weights, with the right sign."""
+    critic = LinearCritic((3, 4, 4), 3.0)
+    GradientPenalty(weight=10).penalty(critic, *torch.randn(2, 5, 3, 4, 4)).backward()
+    assert critic.weight.grad is not None
+    expected = 2 * 10 * (3 - 1) * critic.weight.detach() / 3
+    assert torch.allclose(critic.weight.grad, expected, atol=1e-4)
+
+
+def test_penalty_takes_the_norm_per_image() -> None:
+    """For f(x) = |x|^2 / 2 the slope at x is |x|: images of different norms must not share one."""
+
+    class Quadratic(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1).square().sum(1) / 2
+
+    images = torch.stack([torch.full((3, 2, 2), value) for value in (0.0, 1.0, 2.0)])
+    norms = torch.tensor([0.0, 1.0, 2.0]) * math.sqrt(12)
+    assert torch.allclose(slopes(Quadratic(), images), norms)
+    penalty = GradientPenalty(weight=2, target=1).penalty(Quadratic(), images, images)
+    assert penalty.item() == pytest.approx(2 * (norms - 1).square().mean().item(), rel=1e-5)
+
+
+def test_slope_of_zero_has_a_finite_gradient() -> None:
+    critic = LinearCritic((2,), 0.0)
+    GradientPenalty().penalty(critic, *torch.randn(2, 4, 2)).backward()
+    assert critic.weight.grad is not None
+    assert torch.isfinite(critic.weight.grad).all()
+
+
+def test_interpolates_lie_between_with_one_alpha_per_image() -> None:
+    real, fake = torch.ones(1000, 3, 4, 4), torch.zeros(1000, 3, 4, 4)
+    alpha = interpolate(real, fake).flatten(1)
+    assert (alpha == alpha[:, :1]).all()
+    assert len(alpha[:, 0].unique()) > 900
+    assert 0 <= alpha.min() < 0.02
+    assert 0.98 < alpha.max() <= 1
+
+
+def test_penalty_is_fp32_under_mixed_precision() -> None:
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores = self.linear(images).squeeze(1)
+            seen.append(scores.dtype)
+            return scores
+
+    real, fake = torch.randn(2, 8, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        penalty = GradientPenalty().penalty(Watched(), real.bfloat16(), fake.bfloat16())
+    assert seen == [torch.float32]
+    assert penalty.dtype == torch.float32
+
+
+def test_penalty_keeps_no_graph_of_the_generator() -> None:
+    source = torch.randn(4, 2, requires_grad=True)
+    GradientPenalty().penalty(LinearCritic((2,), 2.0), torch.randn(4, 2), source * 2).backward()
+    assert source.grad is None
+
+
+def test_clipping_bounds_weights_and_biases_but_no_normalisation() -> None:
+    critic = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(1, 4), nn.LayerNorm(3), nn.Linear(3, 1))
+    for parameter in critic.parameters():
+        nn.init.constant_(parameter, 0.7)
+    WeightClipping(bound=0.01).project(critic)
+    for name, parameter in critic.named_parameters():
+        expected = 0.01 if name.startswith(("0.", "4.")) else 0.7
+        assert torch.allclose(parameter, torch.tensor(expected)), name
+    assert set(critic_weights(critic)) == {"0.weight", "0.bias", "4.weight", "4.bias"}
+
+
+def test_clipping_leaves_weights_inside_the_bound_alone() -> None:
+    critic = nn.Linear(1, 3, bias=False)
+    critic.weight.data = torch.tensor([[-0.5], [0.003], [0.5]])
+    WeightClipping(bound=0.01).project(critic)
+    assert critic.weight.flatten().tolist() == pytest.approx([-0.01, 0.003, 0.01])
+
+
+def test_no_constraint_is_neutral() -> None:
+    critic = nn.Linear(2, 1)
+    before = [parameter.clone() for parameter in critic.parameters()]
+    assert Unconstrained().penalty(critic, *torch.randn(2, 3, 2)).item() == 0
+    Unconstrained().project(critic)
+    assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))

@@ -1,0 +1,60 @@
+"""README says what works: its commands compose, its snippet trains, its numbers are the generated ones."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, wganlab
+from wganlab.config import compose_config, jobs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for _, block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("wganlab ")
+]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "train" and "--config-dir" not in c], ids=" ".join)
+def test_train_commands_compose(command: list[str]) -> None:
+    arguments = command[2:]
+    multirun = "-m" in arguments
+    found = jobs([argument for argument in arguments if argument != "-m"], multirun=multirun)
+    assert len(found) == (9 if multirun else 1)
+
+
+def test_other_commands_are_known() -> None:
+    assert {command[1] for command in COMMANDS} == {"train", "report", "sample"}
+    (sample,) = [command[2:] for command in COMMANDS if command[1] == "sample"]
+    assert compose_config("sample", sample).n == 64
+
+
+def test_custom_loss_snippet_runs(tmp_path: Path) -> None:
+    for _, block in BLOCKS:
+        name = re.match(r"# ([\w/]+\.(?:py|yaml))\n", block)
+        if name:
+            path = tmp_path / name[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"my_losses.py", "hinge.yaml"}
+    (command,) = [c[1:] for c in COMMANDS if "--config-dir" in c]
+    done = wganlab(*command, *TINY, "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "completed 12 generator steps" in done.stdout
+    assert "Hinge" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+
+
+def test_table_is_the_generated_one() -> None:
+    table = README.split("<!-- table -->\n")[1].split("<!-- end of table -->")[0]
+    assert table == (ROOT / "experiments" / "demo" / "table.md").read_text()
+
+
+def test_linked_files_exist() -> None:
+    for page in (ROOT / "README.md", *ROOT.glob("experiments/*/README.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"

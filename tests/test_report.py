@@ -1,0 +1,246 @@
+"""The report: what it says of real runs, of damaged ones, and how it behaves in a real browser."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wganlab
+from wganlab.report.compare import arms, differing_keys, results
+from wganlab.report.page import markdown_table, write_report
+from wganlab.runs import Run, final_and_best, find_runs
+from wganlab.schema import ConfigError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+
+
+def make_run(folder: Path, config: dict, overrides: list[str], rows: str = "", state: str = "completed") -> Path:
+    """A run folder as train leaves it, without the training."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+    hydra = {"hydra": {"runtime": {"choices": {"loss": config.get("kind", "gan"), "hydra/launcher": "basic"}}}}
+    (folder / ".hydra" / "hydra.yaml").write_text(json.dumps(hydra))
+    (folder / "status.json").write_text(json.dumps({"state": state, "error": None}))
+    if rows:
+        (folder / "metrics.csv").write_text(rows)
+    return folder
+
+
+def test_results_csv_agrees_with_the_runs(sweep: Path) -> None:
+    with open(sweep / "results.csv", newline="") as file:
+        records = list(csv.DictReader(file))
+    assert [record["arm"] for record in records] == ["loss=gan", "loss=wgan_clip", "loss=wgan_gp"]
+    for record in records:
+        summary = json.loads((sweep / record["arm"] / "summary.json").read_text())
+        assert (record["state"], record["steps"], record["seed"]) == ("completed", "12", "0")
+        for key, value in summary["final"].items():
+            if "/" in key:
+                assert float(record[f"final/{key}"]) == pytest.approx(value)
+        for key, value in summary["best"].items():
+            assert float(record[f"best/{key}"]) == pytest.approx(value["value"])
+            assert int(record[f"best_step/{key}"]) == value["step"]
+
+
+def test_differing_keys_are_those_that_differ(sweep: Path) -> None:
+    differing = differing_keys(find_runs([sweep]))
+    assert differing["loss.n_critic"] == ["1", "5", "5"]
+    assert differing["loss.lipschitz.bound"] == ["–", "0.01", "–"]
+    assert differing["loss.optimizer.lr"] == ["0.0002", "5e-05", "0.0001"]
+    assert not [key for key in differing if not key.startswith("loss.")]
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([({"a": 1, "seed": 0}, ["a=1"]), ({"a": 2, "seed": 0}, ["a=2"])], ["a=1", "a=2"]),
+        ([({"a": 1, "seed": 0}, ["seed=0"]), ({"a": 1, "seed": 1}, ["seed=1"])], ["gan", "gan"]),
+        ([({"a": 1}, ["a=1", "b=1"]), ({"a": 2}, ["a=2", "b=1"])], ["a=1", "a=2"]),
+        ([({"kind": "gan", "x": 1}, []), ({"kind": "wgan", "x": 2}, ["loss=wgan"])], ["loss=gan", "loss=wgan"]),
+        ([({"x": {"y": 1}}, []), ({"x": {"y": 2}}, [])], ["x.y=1", "x.y=2"]),
+        ([({"x": {"y": 1}}, ["x.y=1"]), ({"x": {"y": 2}}, [])], ["x.y=1", "x.y=2"]),
+    ],
+)
+def test_arms_are_named_after_what_differs(runs: list, expected: list[str], tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / str(i), config, given) for i, (config, given) in enumerate(runs)]
+    assert arms([Run(folder) for folder in folders]) == expected
+
+
+def test_final_and_best() -> None:
+    rows = [
+        {"step": 1, "critic/loss": 3.0},
+        {"step": 2, "critic/loss": 1.0, "eval/emd": 5.0},
+        {"step": 3, "critic/loss": 2.0},
+    ]
+    outcome = final_and_best(rows)
+    assert outcome["final"] == {"step": 3, "critic/loss": 2.0, "eval/emd": 5.0}
+    assert outcome["best"] == {"critic/loss": {"value": 1.0, "step": 2}, "eval/emd": {"value": 5.0, "step": 2}}
+
+
+def test_half_written_runs_are_shown_for_what_they_are(sweep: Path, tmp_path: Path) -> None:
+    for name in ("loss=gan", "loss=wgan_gp", "loss=wgan_clip"):
+        shutil.copytree(sweep / name, tmp_path / "runs" / name)
+    gan, penalty = tmp_path / "runs" / "loss=gan", tmp_path / "runs" / "loss=wgan_gp"
+    metrics = (gan / "metrics.csv").read_text()
+    (gan / "metrics.csv").write_text(metrics[: metrics.rindex("12,") + 12])  # the last row is cut in two
+    (gan / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
+    shutil.rmtree(penalty / "samples")
+    shutil.rmtree(penalty / "checkpoints")
+    (penalty / "metrics.csv").unlink()
+    (penalty / "status.json").write_text("{")
+    write_report(find_runs([tmp_path / "runs"]), tmp_path / "report")
+    text = html.unescape((tmp_path / "report" / "index.html").read_text())
+    assert "checkpoints/last.ckpt cannot be read" in text
+    assert "metrics.csv is missing" in text
+    assert "status.json is damaged" in text
+    assert "1 damaged rows skipped" in text
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        records = {record["arm"]: record for record in csv.DictReader(file)}
+    assert records["loss=gan"]["steps"] == "8"
+    assert records["loss=wgan_gp"]["steps"] == ""
+    assert records["loss=wgan_clip"]["steps"] == "12"
+
+
+def test_several_seeds_and_mixed_paths(sweep: Path, tmp_path: Path) -> None:
+    other = tmp_path / "seed1"
+    shutil.copytree(sweep / "loss=gan", other)
+    config = (other / ".hydra" / "config.yaml").read_text()
+    (other / ".hydra" / "config.yaml").write_text(config.replace("seed: 0", "seed: 1"))
+    runs = find_runs([sweep, other, sweep / "loss=gan"])
+    assert len(runs) == 4, "a run that is named twice counts once"
+    assert arms(runs).count("loss=gan") == 2
+    write_report(runs, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "mean of 2 seeds" in text
+    assert "One seed per arm" not in text
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    run = make_run(tmp_path / "run", {"a": evil}, [f"a={evil}"], "step,images_seen,epoch,seconds\n1,2,3,4\n")
+    other = make_run(tmp_path / "other", {"a": "b"}, ["a=b"])
+    write_report([Run(run), Run(other)], tmp_path)
+    assert evil not in (tmp_path / "index.html").read_text()
+
+
+def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        find_runs([tmp_path])
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_export(sweep: Path, tmp_path: Path) -> None:
+    done = wganlab("report", str(sweep), "--output", "page", "--export", "pieces", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page" / "index.html").is_file()
+    table = (tmp_path / "pieces" / "table.md").read_text()
+    assert table == markdown_table(results(find_runs([sweep])))
+    assert [line.count("|") for line in table.splitlines()] == [table.splitlines()[0].count("|")] * 5
+    assert (tmp_path / "pieces" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "pieces" / "eval_emd.svg").read_text().startswith("<svg")
+
+
+class References(HTMLParser):
+    """Collects whatever a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")]
+
+
+def test_page_is_self_contained(sweep: Path) -> None:
+    text = (sweep / "index.html").read_text()
+    page = References()
+    page.feed(text)
+    assert len(page.found) > 3
+    assert [url for url in page.found if not url.startswith(("data:", "#"))] == []
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def browse(page: Path, script: str, width: int, tmp_path: Path) -> dict:
+    """Open a page from file:// in Chromium, run a script in it, and return the object that it evaluates to."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (Debian's package chromium)")
+    probe = f"<pre id=probe></pre><script>probe.textContent = JSON.stringify((() => {{ {script} }})())</script></body>"
+    copy = tmp_path / "page.html"
+    copy.write_text(page.read_text().replace("</body>", probe))
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=3000", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
+    seen = browse(
+        sweep / "index.html",
+        """
+        const grids = () => [0, 1, 2].map((i) => document.getElementById("samples-" + i).src);
+        const slider = document.getElementById("step"), last = grids();
+        slider.value = 0;
+        slider.dispatchEvent(new Event("input"));
+        const first = grids(), shown = document.getElementById("shown").textContent;
+        slider.value = slider.max;
+        slider.dispatchEvent(new Event("input"));
+        return {
+          shown, equal: first[0] === first[1], moved: first[0] !== last[0], back: grids()[0] === last[0],
+          rows: document.querySelectorAll("#results tbody tr").length,
+          cells: [...document.querySelectorAll("#results td")].map((cell) => cell.textContent),
+          figures: [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().height),
+          loaded: [...document.images].every((image) => image.complete && image.naturalWidth > 50),
+          text: document.body.textContent,
+        };
+        """,
+        1200,
+        tmp_path,
+    )
+    assert seen["shown"] == "0"
+    assert seen["equal"], "the arms begin with the same weights, so with the same samples"
+    assert seen["moved"]
+    assert seen["back"]
+    assert seen["loaded"]
+    assert seen["rows"] == 3
+    assert "completed" in seen["cells"]
+    assert len(seen["figures"]) == 6 + 3, "six learning curves and three histograms"
+    assert min(seen["figures"]) > 100
+    assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
+
+
+@pytest.mark.parametrize("width", [360, 500, 1200])
+def test_page_fits_its_window(width: int, sweep: Path, tmp_path: Path) -> None:
+    seen = browse(
+        sweep / "index.html",
+        "return {page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth}",
+        width,
+        tmp_path,
+    )
+    assert seen["page"] <= seen["window"]
+
+
+def test_clipped_weights_pile_up_at_the_bound(run_of: Callable[[str], Path]) -> None:
+    import numpy as np
+    import torch
+
+    from wganlab.report.figures import critic_weights
+
+    weights = critic_weights(torch.load(run_of("wgan_clip") / "checkpoints" / "last.ckpt", weights_only=True))
+    counts, _ = np.histogram(weights, bins=101)
+    assert min(counts[0], counts[-1]) > 5 * np.median(counts)

@@ -1,0 +1,133 @@
+"""What a real multirun leaves behind."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.conftest import TINY, wganlab
+from wganlab.callbacks.history import COLUMNS
+
+LOSSES = {"gan": 1, "wgan_clip": 5, "wgan_gp": 5}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_run_folder_is_the_contract(loss: str, run_of: Callable[[str], Path]) -> None:
+    run = run_of(loss)
+    assert {path.name for path in run.iterdir()} == {
+        ".hydra", "status.json", "metrics.csv", "summary.json", "samples", "checkpoints", "wandb",
+    }  # fmt: skip
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{step:08d}.png" for step in (0, 6, 12)]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    composed = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    assert composed["loss"]["n_critic"] == LOSSES[loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_metrics_count_generator_steps(loss: str, run_of: Callable[[str], Path]) -> None:
+    with open(run_of(loss) / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == COLUMNS
+    assert [int(row["step"]) for row in rows] == [4, 6, 8, 12]
+    assert [int(row["images_seen"]) for row in rows] == [step * LOSSES[loss] * 64 for step in (4, 6, 8, 12)]
+    assert [row["eval/emd"] != "" for row in rows] == [False, True, False, True]
+    assert all(float(row["critic/gradient_norm"]) > 0 for row in rows if int(row["step"]) % 4 == 0)
+    at_bound = [float(row["critic/weights_at_bound"]) for row in rows if row["critic/weights_at_bound"]]
+    assert all(share > 0.1 for share in at_bound) if loss == "wgan_clip" else not any(at_bound)
+    assert any(float(row["critic/penalty"]) for row in rows) == (loss == "wgan_gp")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_status_and_summary(loss: str, run_of: Callable[[str], Path]) -> None:
+    status = json.loads((run_of(loss) / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("completed", None)
+    summary = json.loads((run_of(loss) / "summary.json").read_text())
+    assert (summary["steps"], summary["images_seen"]) == (12, 12 * LOSSES[loss] * 64)
+    assert summary["images_per_second"] == pytest.approx(summary["images_seen"] / summary["seconds"])
+    assert summary["final"]["step"] == 12
+    assert summary["best"]["eval/emd"]["value"] <= summary["final"]["eval/emd"]
+    assert summary["parameters"] == {"generator": 1_510_032, "critic": 533_505}
+    assert summary["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_checkpoints_load_without_running_code(loss: str, name: str, run_of: Callable[[str], Path]) -> None:
+    checkpoint = torch.load(run_of(loss) / "checkpoints" / f"{name}.ckpt", weights_only=True)
+    assert checkpoint["global_step"] in (6, 12)
+    assert len(checkpoint["optimizer_states"]) == 2
+    if loss == "wgan_clip":
+        critic = [value for key, value in checkpoint["state_dict"].items() if key.startswith("critic.")]
+        assert max(value.abs().max().item() for value in critic) <= 0.01 + 1e-9
+
+
+def test_samples_are_grids_of_distinct_digits(run_of: Callable[[str], Path]) -> None:
+    grid = Image.open(run_of("gan") / "samples" / "step_00000012.png")
+    assert grid.mode == "L"
+    assert grid.size == (4 * 29 + 1, 4 * 29 + 1)
+    assert len(set(grid.tobytes())) > 20
+
+
+def test_arms_start_alike_and_samples_have_fixed_latents(run_of: Callable[[str], Path]) -> None:
+    first = [(run_of(loss) / "samples" / "step_00000000.png").read_bytes() for loss in LOSSES]
+    assert first[0] == first[1] == first[2]
+    assert first[0] != (run_of("gan") / "samples" / "step_00000012.png").read_bytes()
+
+
+def test_progress_is_plain_lines_where_stdout_is_no_terminal(sweep: Path) -> None:
+    text = (sweep.parent / "stdout.txt").read_text()
+    assert "\x1b" not in text
+    assert text.count("step 12/12  critic ") == 3
+    assert "images/s" in text
+    assert text.count("W&B is offline (no API key); upload later with: wandb sync out/") == 3
+    assert text.count("completed 12 generator steps") == 3
+
+
+def test_progress_is_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    """Run under a pseudo-terminal, as a person does."""
+    command = [sys.executable, "-m", "wganlab", "train", *TINY, "logger=csv", "hydra.run.dir=run"]
+    program = f"import pty, sys; sys.exit(pty.spawn({command!r}) >> 8)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, stdin=subprocess.DEVNULL)
+    text = done.stdout.decode()
+    assert done.returncode == 0, text
+    assert "12/12" in text
+    assert "━" in text
+    assert " W " in text
+
+
+def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from wganlab.objectives import Wasserstein\n"
+        "class Broken(Wasserstein):\n"
+        "    def generator_loss(self, fake_scores):\n"
+        "        raise RuntimeError('broken on purpose')\n"
+    )
+    done = wganlab(
+        "train", *TINY, "logger=csv", "loss.objective._target_=mine.Broken", "hydra.run.dir=run", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "broken on purpose" in done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", "RuntimeError: broken on purpose")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_observers_do_not_change_training(tmp_path: Path) -> None:
+    def run(folder: str, *extra: str) -> tuple[list[str], bytes]:
+        done = wganlab("train", *TINY, "logger=csv", f"hydra.run.dir={folder}", *extra, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        with open(tmp_path / folder / "metrics.csv", newline="") as file:
+            losses = [row["critic/loss"] for row in csv.DictReader(file) if row["step"] == "4"]
+        return losses, (tmp_path / folder / "samples" / "step_00000012.png").read_bytes()
+
+    watched = run("a", "callbacks.evaluation.every=1", "callbacks.samples.every=1", "log_every=4")
+    unwatched = run("b", "callbacks.evaluation=null", "callbacks.diagnostics=null", "callbacks.samples.every=12")
+    assert watched[1] == unwatched[1], "the same samples, bit for bit"
+    assert len(unwatched[0]) == 1

@@ -1,0 +1,75 @@
+"""Images and interpolations from a trained run."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import wganlab
+from wganlab.sample import interpolate_latents
+from wganlab.sample import main as sample
+from wganlab.schema import ConfigError
+
+
+def test_sample_writes_grid_images_and_interpolation(sweep: Path, run_of: Callable[[str], Path]) -> None:
+    """By the command a user types, on a folder of a sweep, whose name has an equals sign."""
+    done = wganlab("sample", "run=out/loss=wgan_gp", "n=9", "interpolations=3", "frames=5", cwd=sweep.parent)
+    assert done.returncode == 0, done.stderr
+    made = run_of("wgan_gp") / "generated" / "last_seed0_n9"
+    assert sorted(path.name for path in made.iterdir()) == ["grid.png", "images", "interpolation.png"]
+    assert sorted(path.name for path in (made / "images").iterdir()) == [f"{i:05d}.png" for i in range(9)]
+    assert Image.open(made / "images" / "00000.png").size == (28, 28)
+    assert Image.open(made / "grid.png").size == (3 * 29 + 1, 3 * 29 + 1)
+    assert Image.open(made / "interpolation.png").size == (5 * 29 + 1, 3 * 29 + 1)
+
+
+def test_sample_is_reproducible_and_depends_on_the_seed(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run = run_of("gan")
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        sample([f"run={run}", "n=4", f"seed={seed}", "checkpoint=best", f"output={tmp_path / name}"])
+    a, b, c = ((tmp_path / name / "grid.png").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("n=0", "n=0: must be an integer > 0"),
+        ("checkpoint=first", "checkpoint=first: must be one of last, best"),
+        ("seed=-1", "seed=-1: must be an integer >= 0"),
+        ("m=3", "m: unknown key"),
+    ],
+)
+def test_bad_input(override: str, expected: str, run_of: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError) as error:
+        sample([f"run={run_of('gan')}", override])
+    assert expected in str(error.value)
+
+
+def test_damaged_and_missing_checkpoints_are_refused(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(run_of("gan") / ".hydra", run / ".hydra")
+    with pytest.raises(ConfigError, match="has no such checkpoint; the run has saved none yet"):
+        sample([f"run={run}"])
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ConfigError, match="does not hold this run's generator"):
+        sample([f"run={run}"])
+    assert not (run / "generated").exists()
+
+
+def test_interpolation_ends_at_its_ends_and_stays_on_the_sphere() -> None:
+    start, end = torch.randn(2, 4, 100, generator=torch.Generator().manual_seed(0))
+    for spherical in (True, False):
+        path = interpolate_latents(start, end, frames=7, spherical=spherical)
+        assert path.shape == (4, 7, 100)
+        assert torch.allclose(path[:, 0], start, atol=1e-5)
+        assert torch.allclose(path[:, -1], end, atol=1e-5)
+    circle = interpolate_latents(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), frames=3, spherical=True)
+    assert circle[0, 1].tolist() == pytest.approx([math.sqrt(0.5), math.sqrt(0.5)])

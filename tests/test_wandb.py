@@ -1,0 +1,130 @@
+"""The offline W&B run, read back with W&B's own reader."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, wganlab, without_account
+from wganlab import loggers
+
+
+def inspect(run: Path, *flags: str) -> str:
+    """What W&B's reader says of the only offline run in a run folder."""
+    (folder,) = run.glob("wandb/offline-run-*")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *flags, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def history(run: Path) -> list[dict]:
+    """Records of the run's history, media and metrics of one step together."""
+    records = [json.loads(line) for line in inspect(run).splitlines()]
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return [
+        {
+            key: json.loads(value) if isinstance(value, str) and value[:1] in '{["' else value
+            for key, value in item.items()
+        }
+        for item in items
+    ]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("loss", ["gan", "wgan_clip", "wgan_gp"])
+def test_history_equals_metrics_csv(loss: str, run_of: Callable[[str], Path]) -> None:
+    run = run_of(loss)
+    logged = {item["_step"]: item for item in history(run)}
+    assert sorted(logged) == [0, 4, 6, 8, 12], "W&B's step is the generator step"
+    for row in rows(run):
+        item = logged[int(row["step"])]
+        for key, value in row.items():
+            if key != "step" and value != "":
+                assert item[key] == pytest.approx(float(value), rel=1e-9), key
+
+
+def test_history_has_grids_and_histograms(run_of: Callable[[str], Path]) -> None:
+    run = run_of("wgan_clip")
+    logged = {item["_step"]: item for item in history(run)}
+    (files,) = run.glob("wandb/offline-run-*/files")
+    grids = {step: item["samples.filenames"] for step, item in logged.items() if "samples.filenames" in item}
+    assert list(grids) == [0, 6, 12]
+    for step, (name,) in grids.items():
+        assert (files / name).read_bytes() == (run / "samples" / f"step_{step:08d}.png").read_bytes()
+    weights = "critic/weights/layers/1/weight."
+    assert [step for step, item in logged.items() if weights + "values" in item] == [6, 12]
+    assert sum(logged[12][weights + "values"]) == 784 * 512
+    assert max(map(abs, logged[12][weights + "bins"])) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("loss", ["gan", "wgan_clip", "wgan_gp"])
+def test_each_job_is_a_run_of_its_own(loss: str, run_of: Callable[[str], Path]) -> None:
+    run = run_of(loss)
+    about = next(json.loads(line)["run"] for line in inspect(run).splitlines() if json.loads(line)["type"] == "run")
+    assert about["run_group"] == "out"
+    assert about["display_name"] == f"loss={loss}"
+    assert about["tags"] == ["digits", "mlp", loss]
+    summary = json.loads(inspect(run, "--summary"))
+    assert summary["state"] == "finished"
+    assert (
+        summary["config"]["loss"]["optimizer"]["critic"]["lr"]
+        == {"gan": 2e-4, "wgan_clip": 5e-5, "wgan_gp": 1e-4}[loss]
+    )
+    assert summary["summary"]["steps"] == 12
+    assert summary["summary"]["best"]["eval/emd"]["value"] > 0
+
+
+def test_runs_have_different_ids(sweep: Path) -> None:
+    assert len({path.name.rpartition("-")[2] for path in sweep.glob("*/wandb/offline-run-*")}) == 3
+
+
+def test_a_killed_run_keeps_its_history(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wganlab", "train", *TINY, "steps=100000", "log_every=5", "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    run = tmp_path / "run"
+    deadline = time.time() + 60
+    while time.time() < deadline and not ((run / "metrics.csv").exists() and len(rows(run)) > 20):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    written = [int(row["step"]) for row in rows(run)]
+    kept = [item["_step"] for item in history(run) if "critic/loss" in item]
+    # what was logged within the flush interval of 0.2 s before the kill may be missing, nothing older
+    seconds = {int(row["step"]): float(row["seconds"]) for row in rows(run)}
+    lost = [step for step in written if step not in kept]
+    assert len(written) > 20
+    assert all(seconds[step] > seconds[written[-1]] - 0.5 for step in lost), (kept, written)
+    assert json.loads((run / "status.json").read_text())["state"] == "running"
+
+
+def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Online only with a key and an answering server; a server that does not answer costs seconds, not minutes."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for mode in ("offline", "disabled", "online"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert loggers.choose_mode()[0] == mode
+    started = time.perf_counter()
+    assert not loggers.reachable("http://127.0.0.1:9")
+    assert time.perf_counter() - started < 6
+
+
+def test_a_key_without_a_network_falls_back_to_offline(tmp_path: Path) -> None:
+    account = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = wganlab("train", *TINY, "hydra.run.dir=run", cwd=tmp_path, **account)
+    assert done.returncode == 0, done.stderr
+    assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync run/" in done.stdout
+    assert [item["_step"] for item in history(tmp_path / "run")] == [0, 4, 6, 8, 12]
