@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from tests.conftest import config
 from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.build import build_module, construct, generator_steps
 from wganlab.callbacks.history import History
 from wganlab.data.stream import BatchStream
-from wganlab.train import build_module, construct, fit, generator_steps
+from wganlab.train import fit
 
 LOSSES = ["gan", "wgan_clip", "wgan_gp"]
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.conftest import config
+from wganlab.build import build_module, check, construct
 from wganlab.config import compose_config, conf_dir, folder_name, jobs
 from wganlab.schema import ConfigError
-from wganlab.train import build_module, check, construct, fit
+from wganlab.train import fit
 
 CHOICES = sorted(
     (path.relative_to(conf_dir()).parent.as_posix(), path.stem)

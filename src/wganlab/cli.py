@@ -41,7 +41,7 @@ def train(arguments: Sequence[str]) -> None:
             arguments = [*arguments, *overrides[len(options.overrides) :]]
             options.overrides = overrides
         configs = jobs(options.overrides, multirun=options.multirun, config_dir=options.config_dir)
-        from wganlab.train import check  # imports for seconds: only once the command line is known to compose
+        from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
         for config in configs:
             check(config)

@@ -14,11 +14,11 @@ from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
 from wganlab.adversarial import sample_latents
+from wganlab.build import Seed, construct
 from wganlab.callbacks.samples import save_grid
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call
-from wganlab.train import Seed, construct
 
 
 def settings(
