@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import evaluating, is_due
-from wganlab.metrics.emd import earth_movers_distance
+from wganlab.distances import wasserstein
 
 
 class Evaluation(Callback):
@@ -27,7 +27,7 @@ class Evaluation(Callback):
         n = min(self.n, len(samples) // 2)
         rows = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[: 2 * n]
         self.real, others = module.scaled(samples[rows.to(samples.device)]).split(n)
-        self.real_distance = earth_movers_distance(self.real, others)
+        self.real_distance = wasserstein(self.real, others)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
@@ -37,5 +37,5 @@ class Evaluation(Callback):
         private = torch.Generator(module.device).manual_seed(0)
         with evaluating(module.generator), torch.no_grad():
             fake = module.generator(module.latents(len(self.real), generator=private))
-        module.observed["eval/emd"] = earth_movers_distance(fake, self.real)
+        module.observed["eval/emd"] = wasserstein(fake, self.real)
         module.observed["eval/emd_real"] = self.real_distance

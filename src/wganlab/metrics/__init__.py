@@ -1,1 +1,0 @@
-"""Metrics: functions of image or point tensors, usable without the trainer."""
