@@ -120,7 +120,7 @@ def test_arms_share_initial_weights_and_the_order_of_images() -> None:
     for state in states[1:]:
         assert all(torch.equal(state[key], states[0][key]) for key in states[0])
     other = build_module(config("seed=4"), source).state_dict()
-    assert not torch.equal(other["critic.layers.1.weight"], states[0]["critic.layers.1.weight"])
+    assert not torch.equal(other["critic.features.1.weight"], states[0]["critic.features.1.weight"])
 
     data = torch.arange(50)[:, None]
     one = torch.cat([b.flatten() for b in BatchStream(data, batch_size=4, n_critic=1, steps=40, seed=3)])
@@ -131,7 +131,7 @@ def test_arms_share_initial_weights_and_the_order_of_images() -> None:
 def test_initial_weights_of_a_network_do_not_depend_on_the_other() -> None:
     source = construct(config(), "dataset")
     plain, wide = (build_module(config(*o), source) for o in ([], ["model.generator.hidden=[32]"]))
-    assert torch.equal(plain.critic.layers[1].weight, wide.critic.layers[1].weight)  # type: ignore[index, union-attr]
+    assert torch.equal(plain.critic.features[1].weight, wide.critic.features[1].weight)  # type: ignore[index, union-attr]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 """Shapes and sizes of the networks."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from wganlab.networks import dcgan, mlp
+from tests.conftest import config
+from wganlab.build import construct
+from wganlab.networks import dcgan, mlp, resnet, upsample_dcgan
+from wganlab.networks.layers import MinibatchDiscrimination
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
@@ -16,16 +21,92 @@ def size(network: nn.Module) -> tuple[int, int]:
     return trainable, statistics
 
 
-@pytest.mark.parametrize("module", [mlp, dcgan], ids=["mlp", "dcgan"])
+@pytest.mark.parametrize("module", [mlp, dcgan, upsample_dcgan, resnet], ids=lambda m: m.__name__.split(".")[-1])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_pairs_make_and_score_every_shape(module: object, shape: tuple[int, ...], norm: str) -> None:
-    generator = module.Generator(latent_dim=7, shape=shape, norm=norm)  # type: ignore[attr-defined]
-    critic = module.Critic(shape=shape, norm=norm)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("norm", ["batch", "layer", "instance", "none"])
+def test_pairs_make_and_score_every_shape(module: Any, shape: tuple[int, ...], norm: str) -> None:
+    blocks = {"n_blocks": 2} if module in (upsample_dcgan, resnet) and shape[1] == 28 else {}
+    narrow = {} if module is mlp else {"n_filters": 8}
+    if module is not resnet and norm == "instance":  # their generators normalise features, too
+        with pytest.raises(ValueError, match="norm=instance"):
+            module.Generator(latent_dim=7, shape=shape, norm=norm, **narrow, **blocks)
+        generator = module.Generator(latent_dim=7, shape=shape, **narrow, **blocks)
+    else:
+        generator = module.Generator(latent_dim=7, shape=shape, norm=norm, **narrow, **blocks)
+    critic = module.Critic(shape=shape, norm="layer" if module is mlp and norm == "instance" else norm, **narrow)
     images = generator(torch.randn(2, 7))
     assert images.shape == (2, *shape)
     assert images.abs().max() <= 1
     assert critic(images).shape == (2,)
+
+
+def layers(network: nn.Module, kind: type) -> list:
+    return [module for module in network.modules() if isinstance(module, kind)]
+
+
+def test_upsample_dcgan_is_the_published_one() -> None:
+    """5x5 layers of 128, 64, 32, 3 maps at 8, 16, 32, 32 pixels against 32, 64, 128, 128 maps at 16, 8, 4, 4."""
+    generator = upsample_dcgan.Generator(latent_dim=100, shape=(3, 32, 32))
+    critic = upsample_dcgan.Critic(shape=(3, 32, 32), output="tanh")
+    seen: list[tuple[int, ...]] = []
+    for module in (*layers(generator, nn.Conv2d), *layers(critic, nn.Conv2d)):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    scores = critic(generator(torch.randn(2, 100)))
+    assert seen[:4] == [(128, 8, 8), (64, 16, 16), (32, 32, 32), (3, 32, 32)]
+    assert seen[4:] == [(32, 16, 16), (64, 8, 8), (128, 4, 4), (128, 4, 4)]
+    assert layers(generator, nn.Linear)[0].out_features == 2048
+    assert [round(1 - m.momentum, 2) for m in layers(generator, nn.modules.batchnorm._BatchNorm)] == [
+        0.8,
+        0.99,
+        0.8,
+        0.99,
+    ]
+    assert {m.kernel_size for m in (*layers(generator, nn.Conv2d), *layers(critic, nn.Conv2d))} == {(5, 5)}
+    assert [m.bias is not None for m in layers(generator, nn.Conv2d)] == [False, False, False, True]
+    assert layers(critic, nn.Dropout)[0].p == 0.3
+    assert layers(critic, nn.Linear)[-1].in_features == 2048
+    assert scores.abs().max() < 1
+    with torch.no_grad():
+        layers(critic, nn.Linear)[-1].weight.fill_(10.0)
+        assert critic(torch.ones(2, 3, 32, 32)).abs().max() <= 1, "the source's critic is bounded"
+
+
+def test_resnet_is_the_papers() -> None:
+    """WGAN-GP, appendix F: 128 maps throughout, three doublings from 4x4, two halvings to 8x8."""
+    generator = resnet.Generator(latent_dim=128, shape=(3, 32, 32))
+    critic = resnet.Critic(shape=(3, 32, 32))
+    assert layers(generator, nn.Linear)[0].out_features == 4 * 4 * 128
+    assert len(layers(generator, resnet.Block)) == 3
+    assert len(layers(critic, resnet.Block)) == 4
+    assert critic.features[3](critic.features[:3](torch.randn(1, 3, 32, 32))).shape == (1, 128, 8, 8)  # type: ignore[index]
+    assert not layers(critic, nn.modules.batchnorm._BatchNorm)
+
+
+def test_toy_mlp_is_the_papers() -> None:
+    """Four linear layers, three ReLU of width 512, in both networks; the generator's output is not bounded."""
+    settings = config("model=toy_mlp")
+    generator = construct(settings, "model.generator", latent_dim=2, shape=(2,))
+    critic = construct(settings, "model.critic", shape=(2,))
+    for network, widths in ((generator, [512, 512, 512, 2]), (critic, [512, 512, 512, 1])):
+        assert [m.out_features for m in layers(network, nn.Linear)] == widths
+        assert {m.negative_slope for m in layers(network, nn.LeakyReLU)} == {0.0}
+        assert not layers(network, nn.Tanh)
+    assert generator(100 * torch.randn(50, 2)).abs().max() > 1
+
+
+def test_minibatch_discrimination_sees_the_batch() -> None:
+    """Equal samples are at distance zero: each of the others adds exp(0) = 1 to every kernel."""
+    layer = MinibatchDiscrimination(3, kernels=4, dims=2)
+    alike = layer(torch.ones(5, 3))
+    assert torch.equal(alike[:, :3], torch.ones(5, 3))
+    assert torch.allclose(alike[:, 3:], torch.full((5, 4), 4.0))
+    features = torch.randn(2, 3)
+    rows = layer.project(features).view(2, 4, 2)
+    expected = torch.exp(-(rows[0] - rows[1]).abs().sum(1))
+    assert torch.allclose(layer(features)[:, 3:], expected.expand(2, 4), atol=1e-6)
+    critic = mlp.Critic(shape=(1, 8, 8), minibatch_kernels=6)
+    together, alone = critic(torch.randn(4, 1, 8, 8)), critic(torch.randn(1, 1, 8, 8))
+    assert (together.shape, alone.shape) == ((4,), (1,))
 
 
 def test_mlp_is_the_published_one() -> None:

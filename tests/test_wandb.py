@@ -61,7 +61,7 @@ def test_history_has_grids_and_histograms(run_of: Callable[[str], Path]) -> None
     assert list(grids) == [0, 6, 12]
     for step, (name,) in grids.items():
         assert (files / name).read_bytes() == (run / "samples" / f"step_{step:08d}.png").read_bytes()
-    weights = "critic/weights/layers/1/weight."
+    weights = "critic/weights/features/1/weight."
     assert [step for step, item in logged.items() if weights + "values" in item] == [6, 12]
     assert sum(logged[12][weights + "values"]) == 784 * 512
     assert max(map(abs, logged[12][weights + "bins"])) == pytest.approx(0.01)

@@ -9,33 +9,9 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import Norm, norm_layer
+from wganlab.networks.layers import Norm, initialise, norm_layer, smallest
 
 EPS, MOMENTUM = 1e-3, 0.01
-
-
-def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
-    """Height and width before the first of ``n_blocks`` doublings.
-
-    Raises ValueError when doubling cannot end at ``shape``.
-    """
-    factor = 2**n_blocks
-    if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
-        size = "x".join(map(str, shape))
-        raise ValueError(
-            f"n_blocks={n_blocks}: cannot make images of {size}; "
-            f"allowed are (channels, height, width) with height and width multiples of {factor}"
-        )
-    return shape[1] // factor, shape[2] // factor
-
-
-def initialise(network: nn.Module) -> None:
-    """Glorot-uniform kernels, zero biases; normalisation layers keep scale 1 and shift 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 class Generator(nn.Module):
@@ -81,7 +57,7 @@ class Generator(nn.Module):
             layers += up(n_filters // 2**block, n_filters // 2 ** (block + 1), stride=2)
         last = nn.ConvTranspose2d(n_filters // 2**n_blocks, shape[0], 5, padding=2, bias=False)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())
-        initialise(self)
+        initialise(self, "glorot")
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.layers(latents)
@@ -122,7 +98,7 @@ class Critic(nn.Module):
                 nn.Dropout(dropout),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(n_filters * 2**n_blocks, 1, kernel))
-        initialise(self)
+        initialise(self, "glorot")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten()

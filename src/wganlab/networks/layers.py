@@ -2,18 +2,99 @@
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-Norm = Literal["batch", "layer", "none"]
+Norm = Literal["batch", "layer", "instance", "none"]
+Init = Literal["torch", "glorot", "he"]
+Output = Literal["tanh", "linear"]
 
 
 def norm_layer(kind: Norm, channels: int, *, images: bool, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
     """Normalisation of (batch, channels) or, with ``images``, of (batch, channels, height, width).
 
     "layer" is over channels and pixels of one image with a scale per channel, as in the WGAN-GP code: a group
-    norm of one group. ``momentum`` is torch's (the weight of the new batch) and only means something to "batch".
+    norm of one group. "instance" is over the pixels of one channel of one image, with a scale per channel.
+    ``momentum`` is torch's (the weight of the new batch) and only means something to "batch".
+    Raises ValueError for an instance norm of features that have no pixels.
     """
     if kind == "batch":
         batch_norm = nn.BatchNorm2d if images else nn.BatchNorm1d
         return batch_norm(channels, eps=eps, momentum=momentum)
+    if kind == "instance":
+        if not images:
+            raise ValueError("norm=instance: normalises over pixels, and this network has none; use layer")
+        return nn.InstanceNorm2d(channels, eps=eps, affine=True)
     return nn.GroupNorm(1, channels, eps=eps) if kind == "layer" else nn.Identity()
+
+
+def output_layer(kind: Output) -> nn.Module:
+    """The last activation: tanh, or none."""
+    return nn.Tanh() if kind == "tanh" else nn.Identity()
+
+
+def initialise(network: nn.Module, scheme: Init) -> None:
+    """Draw all kernels anew and set all biases to zero; normalisation layers keep scale 1 and shift 0.
+
+    "glorot" is Glorot-uniform, Keras' default; "he" is He-uniform, for ReLU; "torch" leaves torch's own draw, biases
+    included.
+    """
+    if scheme == "torch":
+        return
+    draw = nn.init.xavier_uniform_ if scheme == "glorot" else nn.init.kaiming_uniform_
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            draw(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
+    """Height and width before the first of ``n_blocks`` doublings.
+
+    Raises ValueError when doubling cannot end at ``shape``.
+    """
+    factor = 2**n_blocks
+    if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
+        size = "x".join(map(str, shape))
+        raise ValueError(
+            f"n_blocks={n_blocks}: cannot make images of {size}; "
+            f"allowed are (channels, height, width) with height and width multiples of {factor}"
+        )
+    return shape[1] // factor, shape[2] // factor
+
+
+class MinibatchDiscrimination(nn.Module):
+    """Tells each sample how close the others of its batch are (Salimans et al. 2016, arXiv 1606.03498, section 3.2).
+
+    Appends ``kernels`` features to the (batch, features) of a critic: o_b(x_i) = sum over j of
+    exp(-|| M_i,b - M_j,b ||_1), where M = features @ T is a (kernels, dims) matrix for each sample. The sum leaves
+    out j = i, a constant 1. It couples the images of a batch, on purpose, as batch norm does by accident.
+    """
+
+    def __init__(self, features: int, *, kernels: int = 50, dims: int = 5) -> None:
+        super().__init__()
+        self.project = nn.Linear(features, kernels * dims, bias=False)
+        self.shape = (kernels, dims)
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows = self.project(features).unflatten(1, self.shape)
+        distances = (rows[:, None] - rows[None]).abs().sum(-1)  # (batch, batch, kernels)
+        closeness = torch.exp(-distances).sum(1) - 1
+        return torch.cat([features, closeness], dim=1)
+
+
+class FeatureCritic(nn.Module):
+    """A critic in two parts: ``features`` maps images to (batch, dim), a linear ``head`` scores them.
+
+    ``output="tanh"`` bounds the score; ``minibatch_kernels`` above zero puts minibatch discrimination before the head.
+    """
+
+    def __init__(self, features: nn.Module, dim: int, *, output: Output = "linear", minibatch_kernels: int = 0) -> None:
+        super().__init__()
+        self.features = features
+        layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
+        self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images)).squeeze(1)

@@ -1,0 +1,101 @@
+"""Residual pair after the CIFAR-10 networks of WGAN-GP (arXiv 1704.00028, appendix F, unsupervised)."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from wganlab.networks.layers import FeatureCritic, Norm, Output, initialise, norm_layer, smallest
+
+Resample = Literal["up", "down", "none"]
+
+
+def convolution(before: int, after: int, size: int, resample: Resample = "none") -> nn.Module:
+    """A convolution that keeps the size, after nearest-neighbour doubling or before mean pooling by two."""
+    layer = nn.Conv2d(before, after, size, padding=size // 2)
+    if resample == "up":
+        return nn.Sequential(nn.Upsample(scale_factor=2), layer)
+    return nn.Sequential(layer, nn.AvgPool2d(2)) if resample == "down" else layer
+
+
+class Block(nn.Module):
+    """shortcut(x) + convolve(relu(norm(convolve(relu(norm(x)))))), pre-activated; resampling in one of the two.
+
+    ``first`` is a critic's first block: no activation before the first convolution, for it would cut off half of
+    the image's values.
+    """
+
+    def __init__(
+        self, before: int, after: int, *, norm: Norm, resample: Resample = "none", first: bool = False
+    ) -> None:
+        super().__init__()
+        # growing happens in the first convolution, shrinking in the second
+        sampling: tuple[Resample, Resample] = (resample, "none") if resample == "up" else ("none", resample)
+        entry = [] if first else [norm_layer(norm, before, images=True), nn.ReLU()]
+        self.residual = nn.Sequential(
+            *entry,
+            convolution(before, after, 3, sampling[0]),
+            norm_layer("none" if first else norm, after, images=True),
+            nn.ReLU(),
+            convolution(after, after, 3, sampling[1]),
+        )
+        plain = before == after and resample == "none"
+        self.shortcut = nn.Identity() if plain else convolution(before, after, 1, resample)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.shortcut(images) + self.residual(images)
+
+
+class Generator(nn.Module):
+    """Dense to n_filters maps, n_blocks residual blocks that double the size, norm, ReLU, 3x3 layer, tanh."""
+
+    def __init__(
+        self,
+        *,
+        latent_dim: PositiveInt,
+        shape: tuple[int, ...],
+        n_filters: PositiveInt = 128,
+        n_blocks: PositiveInt = 3,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        height, width = smallest(shape, n_blocks)
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim, n_filters * height * width),
+            nn.Unflatten(1, (n_filters, height, width)),
+            *[Block(n_filters, n_filters, norm=norm, resample="up") for _ in range(n_blocks)],
+            norm_layer(norm, n_filters, images=True),
+            nn.ReLU(),
+            nn.Conv2d(n_filters, shape[0], 3, padding=1),
+            nn.Tanh(),
+        )
+        initialise(self, "he")
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.layers(latents)
+
+
+class Critic(FeatureCritic):
+    """Two residual blocks that halve the size, two that keep it, ReLU, mean over pixels, dense layer to the score."""
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        n_filters: PositiveInt = 128,
+        norm: Norm = "none",
+        output: Output = "linear",
+        minibatch_kernels: NonNegativeInt = 0,
+    ) -> None:
+        smallest(shape, 2)
+        features = nn.Sequential(
+            Block(shape[0], n_filters, norm=norm, resample="down", first=True),
+            Block(n_filters, n_filters, norm=norm, resample="down"),
+            Block(n_filters, n_filters, norm=norm),
+            Block(n_filters, n_filters, norm=norm),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        super().__init__(features, n_filters, output=output, minibatch_kernels=minibatch_kernels)
+        initialise(self, "he")
