@@ -1,5 +1,6 @@
 """The command line as its users meet it."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import TINY, wganlab
 
@@ -96,3 +98,20 @@ def test_wheel_in_an_empty_folder_finds_its_config(tmp_path: Path) -> None:
     done = wganlab("report", "run", cwd=empty, **env)
     assert done.returncode == 0, done.stderr
     assert (empty / "run" / "index.html").is_file()
+
+
+def test_what_only_reading_the_data_shows_is_refused_in_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.new("RGB", (9, 9)).save(tmp_path / "pictures" / f"{i}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no image")
+    command = ["train", "dataset=image_folder", "dataset.root=pictures", "dataset.size=8", "logger=csv", "steps=1"]
+    for extra, expected in (
+        (["dataset.max_broken=0", "batch_size=4"], "dataset.root=pictures: 1 of 5 files cannot be decoded"),
+        (["batch_size=5"], "batch_size=5: must be at most the number of samples, 4"),
+    ):
+        done = wganlab(*command, *extra, f"hydra.run.dir={expected[0]}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert expected in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert json.loads((tmp_path / expected[0] / "status.json").read_text())["state"] == "failed"

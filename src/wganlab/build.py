@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
@@ -39,20 +40,28 @@ def settings(
 
 
 def construct(config: DictConfig, key: str, **extra: Any) -> Any:
-    """Instantiate a node; what its constructor objects to becomes a ConfigError that names the key.
-
-    A constructor may begin its message with ``parameter=value:`` to name the parameter at fault.
-    """
-    try:
+    """Instantiate a node; what its constructor objects to becomes a ConfigError that names the key."""
+    with objections(config, key):
         made = instantiate(OmegaConf.select(config, key), _convert_="all")
         return made(**extra) if extra else made
+
+
+@contextmanager
+def objections(config: DictConfig, key: str) -> Iterator[None]:
+    """Turn what a part objects to into a ConfigError that names its key.
+
+    A part may begin its message with ``parameter=value:`` to name the parameter at fault.
+    """
+    try:
+        yield
+        return
     except InstantiationException as error:
         cause = error.__cause__ or error
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         cause = error
     at_parameter = re.match(r"(\w+)(=.*)", str(cause), re.DOTALL)
     if at_parameter:
-        raise ConfigError(written_key(config, f"{key}.{at_parameter[1]}"), at_parameter[2]) from cause
+        raise ConfigError(written_key(config, f"{key}.{at_parameter[1]}".lstrip(".")), at_parameter[2]) from cause
     raise ConfigError(key, f": {cause}") from cause
 
 

@@ -21,9 +21,18 @@ wganlab COMMAND --help explains a command.
 
 def job(config):  # type: ignore[no-untyped-def]  # a DictConfig, of a package that is not imported yet
     """Hydra's task function, at the top of a light module: launchers ship it to their workers by name."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from wganlab.schema import ConfigError
     from wganlab.train import train
 
-    return train(config)
+    try:
+        return train(config)
+    except ConfigError as error:  # found while reading the data
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the other jobs go on
+        sys.exit(refuse(str(error)))
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 import wganlab
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import build_module, check, construct, generator_steps
+from wganlab.build import build_module, check, construct, generator_steps, objections
 from wganlab.callbacks.history import History
 from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
@@ -68,13 +68,16 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         callbacks=[*filter(None, construct(config, "callbacks").values()), history, ProgressReport(history)],
         logger=logger or False,
     )
-    stream = BatchStream(
-        source.load().to(trainer.strategy.root_device),
-        batch_size=config.batch_size,
-        n_critic=module.n_critic,
-        steps=steps,
-        seed=config.seed,
-    )
+    with objections(config, "dataset"):
+        samples = source.load()
+    with objections(config, ""):  # broken files may have left fewer samples than a batch
+        stream = BatchStream(
+            samples.to(trainer.strategy.root_device),
+            batch_size=config.batch_size,
+            n_critic=module.n_critic,
+            steps=steps,
+            seed=config.seed,
+        )
     announce(config, module, source, trainer)
     exit_code, summary = 1, None
     try:

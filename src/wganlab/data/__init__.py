@@ -22,3 +22,7 @@ class Source(Protocol):
     def load(self) -> Tensor:
         """All samples, uint8 of shape (len(self), *shape); 0 and 255 become -1 and 1 in the training step."""
         ...
+
+    def labels(self) -> Tensor | None:
+        """Class numbers of what ``load`` returned, shape (n,); None where there are no classes."""
+        ...

@@ -22,3 +22,9 @@ class Digits:
         images = torch.from_numpy(load_digits().images).float().unsqueeze(1) * (255 / 16)
         resized = interpolate(images, size=self.shape[1:], mode="bicubic", antialias=True)
         return resized.round().clamp(0, 255).to(torch.uint8)
+
+    def labels(self) -> Tensor:
+        """Digits of what :meth:`load` returned."""
+        from sklearn.datasets import load_digits
+
+        return torch.from_numpy(load_digits().target)

@@ -1,6 +1,8 @@
 """MNIST through torchvision."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -39,17 +41,31 @@ class MNIST:
 
     def load(self) -> Tensor:
         """uint8 of shape (60000 or 10000, 1, 28, 28)."""
-        return self._dataset().data.unsqueeze(1)
+        dataset = self._dataset()
+        self._labels: Tensor = dataset.targets
+        return dataset.data.unsqueeze(1)
+
+    def labels(self) -> Tensor:
+        """Digits of what :meth:`load` returned."""
+        return self._labels
 
     def _dataset(self, download: bool = False):  # type: ignore[no-untyped-def]  # torchvision has no types
         from torchvision import datasets
 
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)  # behind a silent firewall a download would hang for ever
-        try:
-            return datasets.MNIST(str(self.root), train=self.train, download=download)
-        except Exception as error:
-            what = "cannot be downloaded" if download else "cannot be read"
-            raise ValueError(f"root={self.root}: MNIST {what}: {error}") from error
-        finally:
-            socket.setdefaulttimeout(before)
+        with with_time_out():
+            try:
+                return datasets.MNIST(str(self.root), train=self.train, download=download)
+            except Exception as error:
+                what = "cannot be downloaded" if download else "cannot be read"
+                raise ValueError(f"root={self.root}: MNIST {what}: {error}") from error
+
+
+@contextmanager
+def with_time_out(seconds: float = 30.0) -> Iterator[None]:
+    """Give up on a silent server: behind a firewall a download would hang for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

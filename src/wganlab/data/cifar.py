@@ -1,0 +1,86 @@
+"""CIFAR-10, whole or some of its classes, from its original files."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wganlab.data.mnist import with_time_out
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PER_CLASS = {"train": 5000, "test": 1000}
+FOLDER = "cifar-10-batches-py"
+
+
+class CIFAR10:
+    """32x32 colour images, 5,000 to train and 1,000 to test in each class (Krizhevsky 2009).
+
+    ``classes`` are names or numbers, all ten by default; ``split`` is "train", "test" or "both". Reads
+    ``root``/cifar-10-batches-py, whose md5 sums are checked by torchvision.
+    Raises FileNotFoundError when it is missing and ``download`` is off, ValueError for an unknown class or, in
+    ``load``, a damaged file.
+    """
+
+    shape = (3, 32, 32)
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        classes: list[int | str] | int | str | None = None,
+        split: Literal["train", "test", "both"] = "both",
+        download: bool = False,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.classes = [class_number(c) for c in (classes if isinstance(classes, list) else [classes])]
+        if classes is None or classes == []:
+            self.classes = list(range(10))
+        self.splits = ["train", "test"] if split == "both" else [split]
+        if download:
+            self._dataset("train", download=True)
+        elif not (self.root / FOLDER).is_dir():
+            raise FileNotFoundError(
+                f"root={root}: {self.root / FOLDER} does not exist; unpack cifar-10-python.tar.gz "
+                "there, or let torchvision fetch it with dataset.download=true"
+            )
+
+    def __len__(self) -> int:
+        return len(self.classes) * sum(PER_CLASS[split] for split in self.splits)
+
+    def load(self) -> Tensor:
+        """uint8 of shape (len(self), 3, 32, 32)."""
+        images, self._labels = [], []
+        for split in self.splits:
+            dataset = self._dataset(split)
+            labels = torch.tensor(dataset.targets)
+            chosen = torch.isin(labels, torch.tensor(self.classes))
+            images.append(torch.from_numpy(dataset.data).permute(0, 3, 1, 2)[chosen])
+            self._labels.append(labels[chosen])
+        return torch.cat(images).contiguous()
+
+    def labels(self) -> Tensor:
+        """Class numbers of what :meth:`load` returned."""
+        return torch.cat(self._labels)
+
+    def _dataset(self, split: str, download: bool = False):  # type: ignore[no-untyped-def]  # torchvision has no types
+        from torchvision import datasets
+
+        with with_time_out():
+            try:
+                return datasets.CIFAR10(str(self.root), train=split == "train", download=download)
+            except Exception as error:
+                what = "cannot be downloaded" if download else "is not whole, by its md5 sums"
+                raise ValueError(f"root={self.root}: {self.root / FOLDER} {what}: {error}") from error
+
+
+def class_number(name: int | str | None) -> int:
+    """Number of a class given by number or name. Raises ValueError for one that does not exist."""
+    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < 10:
+        return name
+    if name in CLASSES:
+        return CLASSES.index(str(name))
+    if name is None:
+        return 0
+    known = ", ".join(f"{i} {c}" for i, c in enumerate(CLASSES))
+    raise ValueError(f"classes={name}: no such class; allowed are {known}")
