@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import config
-from wganlab.build import build_module, check, construct
+from wganlab.build import build_module, check, construct, generator_steps
 from wganlab.config import compose_config, conf_dir, folder_name, jobs
 from wganlab.schema import ConfigError
 from wganlab.train import fit
@@ -87,7 +87,7 @@ BAD = [
     ("loss=wgan_clip loss.lipschitz.bonud=1", "did you mean loss.lipschitz.bound?"),
     ("loss.lipschitz.wieght=1", "did you mean loss.lipschitz.weight?"),
     ("loss=wgann", "loss=wgann: no such choice; allowed are gan, wgan_clip, wgan_gp"),
-    ("loss/optimizer=sgd", "loss/optimizer=sgd: no such choice; allowed are adam, rmsprop"),
+    ("loss/optimizer=sgd", "loss/optimizer=sgd: no such choice; allowed are adam, adam_dcgan, rmsprop"),
     ("loss.lipschitz.weight=ten", "loss.lipschitz.weight=ten: must be a number >= 0"),
     ("loss.lipschitz.weight=nan", "loss.lipschitz.weight=nan: must be a number >= 0"),
     ("loss.n_critic=0", "loss.n_critic=0: must be an integer > 0"),
@@ -123,6 +123,24 @@ BAD = [
     ("steps", "steps: not an override of the form key=value"),
     ("dataset=null", "dataset=null: "),
     ("steps=3 images=300", "images=300: is a budget, and so is steps"),
+    ("++steps=3 ++images=300", "images=300: is a budget, and so is steps"),
+    ("+loss.optimizer.weight_decay=0.5", "loss.optimizer.weight_decay: unknown key; allowed are betas, lr"),
+    ("+model.generator.shape=[1]", "model.generator.shape: unknown key"),
+    ("+accelerator.max_steps=5", "accelerator.max_steps: unknown key"),
+    ("+model.n_critic=7", "model.n_critic: unknown key"),
+    ("+callbacks.foo._target_=builtins.dict", "callbacks.foo"),
+    ("+callbacks.foo._target_=wganlab.objectives.Minimax", "callbacks.foo: must be a Lightning callback"),
+    ("loss.objective._target_=wganlab.lipschitz.Unconstrained", "loss.objective: cannot run"),
+    (
+        "loss.lipschitz._target_=wganlab.objectives.Minimax ~loss.lipschitz.weight ~loss.lipschitz.target",
+        "no method penalty",
+    ),
+    ("steps=${foo}", "foo"),
+    ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),
+    ("~nothing", "~nothing: there is no such key to delete"),
+    ("accelerator.devices=2", "accelerator.devices=2: must be one of 1"),
+    ("accelerator=cpu accelerator.precision=16-mixed", "accelerator.precision=16-mixed: needs a GPU"),
+    ("hydra.run.dir=/dev/null", "hydra.run.dir=/dev/null: /dev/null is no folder"),
 ]
 
 
@@ -154,8 +172,47 @@ def test_a_sweep_is_checked_before_its_first_job(overrides: str, expected: str) 
     assert expected in str(error.value)
 
 
+def test_integers_become_floats_where_floats_are_wanted() -> None:
+    """torch's Adam refuses betas of mixed types, and the paper writes (0, 0.9)."""
+    settings = config("loss.optimizer.betas=[0,0.9]", "loss.lipschitz.weight=10")
+    check(settings)
+    assert settings.loss.optimizer.betas == [0.0, 0.9]
+    assert all(isinstance(beta, float) for beta in settings.loss.optimizer.critic.betas)
+    check(config("loss=gan", "loss/optimizer=rmsprop"))
+    check(config("loss=wgan_clip", "loss/optimizer=adam_dcgan"))
+
+
+def test_a_budget_of_a_users_yaml_does_not_silently_beat_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "budget").mkdir()
+    (tmp_path / "budget" / "small.yaml").write_text("# @package _global_\nimages: 640\n")
+    own = {"multirun": False, "config_dir": str(tmp_path)}
+    assert [generator_steps(s) for s in jobs(["+budget=small"], **own)] == [2]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="images=640: is a budget, and so is steps"):
+        list(jobs(["+budget=small", "steps=3"], **own))  # type: ignore[arg-type]
+    (settings,) = jobs(["+budget=small", "steps=3", "images=null"], **own)  # type: ignore[arg-type]
+    assert generator_steps(settings) == 3
+
+
+@pytest.mark.parametrize("content", ["a: [", "a: 1\na: 2", "5", "defaults: [nope]"])
+def test_a_broken_yaml_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text(content)
+    with pytest.raises(ConfigError) as error:
+        list(jobs(["loss=mine"], multirun=False, config_dir=str(tmp_path)))
+    assert "mine" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_hydras_grammar_of_sweeps() -> None:
+    assert len(list(jobs(["loss=glob(*)"], multirun=True))) == 3
+    assert len(list(jobs(["loss=gan,wgan_gp", "hydra.sweep.subdir=${hydra.job.num}"], multirun=True))) == 2
+    (settings,) = jobs(["logger.group=${hydra:runtime.choices.loss}"], multirun=False)
+    check(settings)
+    assert settings.logger.group == "wgan_gp"
+
+
 def test_sweep_jobs_are_those_of_hydra() -> None:
-    settings = jobs(["loss=gan,wgan_gp", "seed=range(3)", "steps=5"], multirun=True)
+    settings = list(jobs(["loss=gan,wgan_gp", "seed=range(3)", "steps=5"], multirun=True))
     assert [(s.loss.n_critic, s.seed, s.steps) for s in settings] == [(n, s, 5) for n in (1, 5) for s in (0, 1, 2)]
 
 

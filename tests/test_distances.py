@@ -107,3 +107,10 @@ def test_inputs_that_are_no_distributions_are_refused() -> None:
         d.kl(P, torch.full((3,), 1 / 3))
     with pytest.raises(ValueError, match="one size"):
         d.sliced_wasserstein(torch.zeros(2, 1), torch.zeros(3, 1))
+
+
+def test_points_that_are_not_finite_are_at_no_known_distance() -> None:
+    """The solver calls such a problem unbounded and returns zero, the best of all scores."""
+    points = torch.zeros(3, 2)
+    assert math.isnan(d.wasserstein(points, points + math.nan))
+    assert math.isnan(d.wasserstein(points, points + math.inf))

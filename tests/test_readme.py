@@ -25,7 +25,7 @@ def test_train_commands_compose(command: list[str]) -> None:
     arguments = command[2:]
     multirun = "-m" in arguments
     found = jobs([argument for argument in arguments if argument != "-m"], multirun=multirun)
-    assert len(found) == (9 if multirun else 1)
+    assert len(list(found)) == (9 if multirun else 1)
 
 
 def test_other_commands_are_known() -> None:

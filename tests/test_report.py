@@ -110,6 +110,58 @@ def test_half_written_runs_are_shown_for_what_they_are(sweep: Path, tmp_path: Pa
     assert records["loss=wgan_clip"]["steps"] == "12"
 
 
+DAMAGE = ["", "[]", "5", "null", "{", "\x00", '{"loss": 3, "state": 5, "error": [1], "hydra": null}']
+CSV = [
+    "",
+    "step\n",
+    "a,b\n1,2\n",
+    "step,critic/loss\n0,2\n",
+    "step,critic/loss,epoch\ninf,2,3\n1,nan,3\n",
+    "x" * 200_000,
+]
+
+
+@pytest.mark.parametrize("name", [".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "status.json"])
+@pytest.mark.parametrize("content", DAMAGE, ids=repr)
+def test_no_damaged_file_stops_the_report(name: str, content: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"a": 1}, ["a=1"], "step,images_seen,epoch,seconds\n1,2,3,4\n")
+    (run / name).write_text(content)
+    write_report([Run(run), Run(make_run(tmp_path / "other", {"a": 2}, ["a=2"]))], tmp_path)
+
+
+@pytest.mark.parametrize("content", CSV, ids=lambda text: repr(text[:30]))
+def test_no_damaged_metrics_stop_the_report(content: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"a": 1}, ["a=1"], content or "\n")
+    (run / "samples").mkdir()
+    (run / "samples" / "step_best.png").write_text("no picture")
+    write_report([Run(run)], tmp_path)
+    assert "is no grid of samples" in (tmp_path / "index.html").read_text()
+
+
+def test_equal_seeds_are_not_called_seeds_and_loggers_are_no_difference(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / "loss=gan", tmp_path / "a")
+    shutil.copytree(sweep / "loss=gan", tmp_path / "b")
+    overrides = tmp_path / "b" / ".hydra" / "overrides.yaml"
+    overrides.write_text(overrides.read_text() + "- logger=csv\n")
+    config = tmp_path / "b" / ".hydra" / "config.yaml"
+    config.write_text(re.sub(r"logger:\n(  .*\n)+", "logger: {}\n", config.read_text()))
+    runs = find_runs([tmp_path])
+    assert arms(runs) == ["digits, mlp, gan"] * 2
+    write_report(runs, tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "mean of 2 runs" in text
+    assert "mean of 2 seeds" not in text
+
+
+def test_many_arms_stay_readable(tmp_path: Path) -> None:
+    rows = "step,images_seen,epoch,seconds,critic/loss\n1,2,3,4,0.5\n2,4,6,8,0.25\n"
+    runs = [Run(make_run(tmp_path / str(i), {"a": i}, [f"a={i}"], rows)) for i in range(12)]
+    write_report(runs, tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "<h1>12 arms" in text
+    assert len(set(re.findall(r'class="swatch" style="background:(#\w+)"', text))) == 12
+
+
 def test_several_seeds_and_mixed_paths(sweep: Path, tmp_path: Path) -> None:
     other = tmp_path / "seed1"
     shutil.copytree(sweep / "loss=gan", other)

@@ -107,7 +107,9 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
         "from wganlab.objectives import Wasserstein\n"
         "class Broken(Wasserstein):\n"
         "    def generator_loss(self, fake_scores):\n"
-        "        raise RuntimeError('broken on purpose')\n"
+        "        if fake_scores.device.type != 'meta':  # not while the config is checked\n"
+        "            raise RuntimeError('broken on purpose')\n"
+        "        return fake_scores.mean()\n"
     )
     done = wganlab(
         "train", *TINY, "logger=csv", "loss.objective._target_=mine.Broken", "hydra.run.dir=run", cwd=tmp_path
@@ -131,3 +133,17 @@ def test_observers_do_not_change_training(tmp_path: Path) -> None:
     unwatched = run("b", "callbacks.evaluation=null", "callbacks.diagnostics=null", "callbacks.samples.every=12")
     assert watched[1] == unwatched[1], "the same samples, bit for bit"
     assert len(unwatched[0]) == 1
+
+
+def test_a_diverged_run_stops_says_so_and_keeps_its_last_good_state(tmp_path: Path) -> None:
+    command = ["train", *TINY, "loss.optimizer.lr=1e12", "hydra.run.dir=run"]
+    done = wganlab(*command, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "training has diverged" in done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "at generator step 4" in status["error"]
+    assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
+    assert wganlab("report", "run", cwd=tmp_path).returncode == 0
+    assert "diverged" in (tmp_path / "run" / "index.html").read_text()

@@ -1,6 +1,7 @@
 """Images and interpolations from a trained run."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,6 @@ def test_bad_input(override: str, expected: str, run_of: Callable[[str], Path]) 
 
 
 def test_damaged_and_missing_checkpoints_are_refused(run_of: Callable[[str], Path], tmp_path: Path) -> None:
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(run_of("gan") / ".hydra", run / ".hydra")
     with pytest.raises(ConfigError, match="has no such checkpoint; the run has saved none yet"):
@@ -73,3 +72,28 @@ def test_interpolation_ends_at_its_ends_and_stays_on_the_sphere() -> None:
         assert torch.allclose(path[:, -1], end, atol=1e-5)
     circle = interpolate_latents(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), frames=3, spherical=True)
     assert circle[0, 1].tolist() == pytest.approx([math.sqrt(0.5), math.sqrt(0.5)])
+
+
+def test_sample_replaces_its_own_output_and_nothing_else(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run, keep = run_of("gan"), tmp_path / "keep"
+    keep.mkdir()
+    (keep / "thesis.txt").write_text("years of work")
+    for output in (keep, run, run.parent, tmp_path / "keep" / "thesis.txt"):
+        with pytest.raises(ConfigError, match="name a new folder"):
+            sample([f"run={run}", "n=2", f"output={output}"])
+    assert (keep / "thesis.txt").read_text() == "years of work"
+    for n in (2, 3):
+        sample([f"run={run}", f"n={n}", f"output={tmp_path / 'made'}"])
+        assert len(list((tmp_path / "made" / "images").iterdir())) == n
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["keep", "made"]
+
+
+def test_sample_needs_no_data_set(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(run_of("gan"), run)
+    path = run / ".hydra" / "config.yaml"
+    path.write_text(path.read_text().replace("wganlab.data.digits.Digits", "wganlab.data.mnist.MNIST"))
+    sample([f"run={run}", "n=2"])
+    path.write_text("")
+    with pytest.raises(ConfigError, match="is damaged"):
+        sample([f"run={run}", "n=2"])

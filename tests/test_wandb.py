@@ -128,3 +128,11 @@ def test_a_key_without_a_network_falls_back_to_offline(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync run/" in done.stdout
     assert [item["_step"] for item in history(tmp_path / "run")] == [0, 4, 6, 8, 12]
+
+
+@pytest.mark.parametrize("setting", [{"WANDB_API_KEY": "abc"}, {"WANDB_BASE_URL": "garbage"}, {"WANDB_MODE": "bogus"}])
+def test_wrong_settings_do_not_fail_a_run(setting: dict[str, str], tmp_path: Path) -> None:
+    done = wganlab("train", *TINY, "steps=1", "hydra.run.dir=run", cwd=tmp_path, **setting)
+    assert done.returncode == 0, done.stderr
+    assert "W&B is off" in done.stdout
+    assert (tmp_path / "run" / "summary.json").is_file()

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 
@@ -16,9 +14,9 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 def build_trainer(
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-    devices: PositiveInt = 1,
+    devices: Literal[1] = 1,
     precision: Precision = "32-true",
-    strategy: str = "auto",
+    strategy: Literal["auto"] = "auto",
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
     max_steps: int = -1,
     folder: str = ".",
@@ -32,23 +30,25 @@ def build_trainer(
     Raises ValueError when the machine has no such accelerator.
     """
     quiet_lightning()
-    try:
-        trainer = Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            strategy=strategy,
-            max_steps=max_steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            callbacks=list(callbacks),
-            logger=logger,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise ValueError(f"accelerator={accelerator}: {error}; allowed here: {', '.join(available())}") from error
+    if accelerator not in available():
+        raise ValueError(f"accelerator={accelerator}: this machine has none; allowed here: {', '.join(available())}")
+    if precision == "16-mixed" and (accelerator == "cpu" or "gpu" not in available()):
+        raise ValueError("precision=16-mixed: needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        strategy=strategy,
+        max_steps=max_steps,
+        max_epochs=-1,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        logger=logger,
+        log_every_n_steps=1,  # the history decides what is logged; this silences advice on it
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     on_cuda = trainer.strategy.root_device.type == "cuda"
     if matmul_precision == "auto":
         matmul_precision = "high" if on_cuda else fastest_exact_matmul()

@@ -38,8 +38,8 @@ class AdversarialModule(LightningModule):
     step: the unit of time. ``trainer.global_step`` counts generator steps. ``optimizer`` holds, under
     "generator" and "critic", what makes an optimizer from a network's parameters.
 
-    ``observed`` collects what observers measured at the current step; :meth:`window_means` yields the training
-    metrics averaged since the last call.
+    ``shape`` is that of one sample, noted in checkpoints. ``observed`` collects what observers measured at the
+    current step; :meth:`window_means` yields the training metrics averaged since the last call.
     """
 
     def __init__(
@@ -60,12 +60,16 @@ class AdversarialModule(LightningModule):
         self.objective, self.lipschitz = objective, lipschitz
         self.make_optimizer = optimizer
         self.n_critic, self.latent_dim, self.latent = n_critic, latent_dim, latent
+        self.shape: tuple[int, ...] = ()
         self.observed: dict[str, float] = {}
         self._critic_window: list[tuple[Tensor, ...]] = []
         self._generator_window: list[Tensor] = []
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [self.make_optimizer[name](getattr(self, name).parameters()) for name in ("generator", "critic")]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
 
     def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own."""

@@ -12,12 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, PositiveInt
-from torch import nn
+from pytorch_lightning import Callback
+from torch import Tensor, nn
 
 from wganlab.adversarial import AdversarialModule, sample_latents
 from wganlab.config import written_key
 from wganlab.data import Source
-from wganlab.schema import ConfigError, check_call, check_shared_values, check_targets, is_node
+from wganlab.schema import ConfigError, check_call, check_targets, is_node
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -57,7 +58,7 @@ def objections(config: DictConfig, key: str) -> Iterator[None]:
         return
     except InstantiationException as error:
         cause = error.__cause__ or error
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RuntimeError) as error:
         cause = error
     at_parameter = re.match(r"(\w+)(=.*)", str(cause), re.DOTALL)
     if at_parameter:
@@ -65,57 +66,103 @@ def objections(config: DictConfig, key: str) -> Iterator[None]:
     raise ConfigError(key, f": {cause}") from cause
 
 
+#: What wganlab itself gives to the parts, and no config can set.
+GIVEN = {
+    "model.generator": ("latent_dim", "shape"),
+    "model.critic": ("shape",),
+    "loss.optimizer.generator": ("params",),
+    "loss.optimizer.critic": ("params",),
+    "accelerator": ("max_steps", "folder", "callbacks", "logger"),
+    "logger": ("save_dir",),
+}
+#: The two groups whose keys together are the arguments of the AdversarialModule.
+MODEL, LOSS = ("generator", "critic", "latent_dim", "latent"), ("objective", "lipschitz", "optimizer", "n_critic")
+
+
 def check(config: DictConfig) -> None:
-    """Refuse a composed config that cannot run, before any data is read: raises ConfigError."""
+    """Refuse a composed config that cannot run, before any data is read: raises ConfigError.
+
+    Integers that stand where floats are wanted become floats, in place.
+    """
     try:
         plain: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError("", " ".join(str(error).split())) from error
     try:
-        check_values(plain)
+        for key, value in check_values(plain).items():
+            OmegaConf.update(config, written_key(config, key), value)
+        check_optimizers(config)
     except ConfigError as error:
         raise ConfigError(written_key(config, error.key), error.message) from None
     source = construct(config, "dataset")
-    if config.batch_size > len(source):
-        raise ConfigError(
-            "batch_size", f"={config.batch_size}: must be at most the {len(source)} samples of the data set"
-        )
+    with objections(config, "dataset"):
+        length, _ = len(source), tuple(source.shape)
+    if config.batch_size > length:
+        raise ConfigError("batch_size", f"={config.batch_size}: must be at most the {length} samples of the data set")
     construct(config, "accelerator", max_steps=1)
-    construct(config, "callbacks")
+    for name, callback in construct(config, "callbacks").items():
+        if not isinstance(callback, Callback | None):
+            raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
     check_networks(config, source)
 
 
-def check_values(plain: dict[str, Any]) -> None:
-    """Check every plain value against the signature that it fills."""
-    check_call(settings, plain, "")
-    check_targets(plain)
-    parts = plain["model"] | plain["loss"]
-    check_call(AdversarialModule, plain["model"], "model.", partial=True)
-    check_call(AdversarialModule, plain["loss"], "loss.", partial=True)
-    check_call(AdversarialModule, parts, "model or loss: ")
-    check_shared_values(plain["loss"]["optimizer"], "loss.optimizer.", calls=("generator", "critic"))
-    for key, value in plain["callbacks"].items():
-        if value is not None and not is_node(value):
-            raise ConfigError(f"callbacks.{key}", f"={value}: must be a node with _target_, or null to switch it off")
+def check_values(plain: dict[str, Any]) -> dict[str, Any]:
+    """Check every plain value against the signature that it fills; returns the values that become another type."""
+    converted = check_call(settings, plain, "")
+    converted |= check_targets(plain, GIVEN)
+    for group, names, others in (("model", MODEL, LOSS), ("loss", LOSS, MODEL)):
+        converted |= check_call(AdversarialModule, plain[group], f"{group}.", given=others)
+        if missing := [name for name in names if name not in plain[group] and name != "latent"]:
+            raise ConfigError(f"{group}.{missing[0]}", ": is missing and has no default")
+    return converted
+
+
+def check_optimizers(config: DictConfig) -> None:
+    """In ``loss.optimizer``, what stands beside the two optimizers is there to be shared by them, and is."""
+    node: dict[str, Any] = OmegaConf.to_container(config.loss.optimizer, resolve=False)  # type: ignore[assignment]
+    shared: set[str] = set()
+    for name in ("generator", "critic"):
+        if not is_node(node.get(name)):
+            raise ConfigError(f"loss.optimizer.{name}", f"={node.get(name)}: must be a node with _target_")
+        shared |= {str(value)[4:-1] for value in node[name].values() if str(value).startswith("${..")}
+    for key in node.keys() - shared - {"generator", "critic"}:
+        allowed = ", ".join([*sorted(shared), "generator", "critic"])
+        raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
 
 
 def check_networks(config: DictConfig, source: Source) -> None:
     """Try the networks and the loss on tensors without storage: shapes must fit."""
+    n = config.batch_size
     with torch.device("meta"):
         module = build_module(config, source)
-        latents = sample_latents(config.batch_size, module.latent_dim, module.latent)
         try:
-            fake = module.generator(latents)
-            if fake.shape[1:] != source.shape:
+            fake = module.generator(sample_latents(n, module.latent_dim, module.latent))
+            if fake.shape[1:] != tuple(source.shape):
                 made, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
                 raise ConfigError("model.generator", f": makes samples of {made}, the data set has {wanted}")
             scores = module.critic(fake)
+        except NotImplementedError:
+            return  # a network that looks at values cannot be tried without them
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(
-                "model", f": the networks cannot run at batch_size={config.batch_size}: {error}"
-            ) from error
-    if scores.shape != (config.batch_size,):
-        raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
+            raise ConfigError("model", f": the networks cannot run at batch_size={n}: {error}") from error
+        if scores.shape != (n,):
+            raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
+        check_loss(module, scores)
+
+
+def check_loss(module: AdversarialModule, scores: Tensor) -> None:
+    """Objective and constraint must keep their contracts, as far as tensors without storage can tell."""
+    for name in ("penalty", "project"):
+        if not callable(getattr(module.lipschitz, name, None)):
+            raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.lipschitz.Unconstrained")
+    try:
+        losses = module.objective.critic_loss(scores, scores), module.objective.generator_loss(scores)
+    except NotImplementedError:
+        return
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError("loss.objective", f": cannot run: {error}") from error
+    if any(not isinstance(loss, Tensor) or loss.dim() for loss in losses):
+        raise ConfigError("loss.objective", ": must give scalar tensors")
 
 
 def build_module(config: DictConfig, source: Source) -> AdversarialModule:
@@ -126,6 +173,7 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
     critic: nn.Module = construct(config, "model.critic", shape=source.shape)
     rest = {key: config.model[key] for key in config.model if key not in ("generator", "critic")}
     module = AdversarialModule(generator=generator, critic=critic, **rest, **construct(config, "loss"))
+    module.shape = tuple(source.shape)
     try:
         module.configure_optimizers()
     except (ValueError, TypeError, RuntimeError) as error:

@@ -43,18 +43,20 @@ def train(arguments: Sequence[str]) -> None:
     from wganlab.config import conf_dir, jobs, name_jobs_by_what_varies
 
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
+    if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
+        sys.exit(refuse("--config-path, --experimental-rerun and --resolve without --cfg are not supported"))
     asks_only = options.cfg or options.info or options.help or options.hydra_help or options.shell_completion
     if not asks_only:
         if options.multirun:
             overrides = name_jobs_by_what_varies(options.overrides)
             arguments = [*arguments, *overrides[len(options.overrides) :]]
             options.overrides = overrides
-        configs = jobs(options.overrides, multirun=options.multirun, config_dir=options.config_dir)
-        from wganlab.build import check  # imports for seconds: only once the command line is known to compose
+        where = {"config_dir": options.config_dir, "name": options.config_name or "train"}
+        for config in jobs(options.overrides, multirun=options.multirun, **where):
+            from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
-        for config in configs:
             check(config)
-    sys.argv = ["wganlab train", *arguments]
+    sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, so that main() can word them
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
 
@@ -112,10 +114,19 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        # by name: the class lives in a module that takes long to import
-        if type(error).__name__ != "ConfigError":
-            raise
-        sys.exit(refuse(str(error)))
+        sys.exit(explain(error))
+
+
+def explain(error: Exception) -> int:
+    """Word an error in one line where that says all; returns the exit code. Others are raised again."""
+    # by name: the classes live in modules that take long to import
+    family = type(error).__module__.partition(".")[0]
+    if type(error).__name__ == "ConfigError" or family in ("hydra", "omegaconf", "yaml"):
+        return refuse(" ".join(str(error).split()))
+    if isinstance(error, FloatingPointError | OSError):
+        refuse(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
+        return 1
+    raise error
 
 
 def one_line_errors(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -2,8 +2,10 @@
 
 import difflib
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -16,7 +18,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from wganlab.schema import ConfigError, leaves
@@ -43,20 +45,32 @@ def folder_name(overrides: str) -> str:
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
+@contextmanager
+def vocabulary(name: str, overrides: Sequence[str], config_dir: str | None) -> Iterator[list[str]]:
+    """Hydra made ready for conf/ and ``config_dir``: yields overrides that put the latter on its search path.
+
+    Whatever Hydra or a broken YAML raises inside becomes a ConfigError of one line.
+    """
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError("--config-dir", f" {config_dir}: no such folder")
+    extra = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
+            yield extra
+    except ConfigError:
+        raise
+    except Exception as error:  # errors of Hydra, of OmegaConf, of YAML and of the disk
+        raise one_line(error, name, overrides) from error
+
+
 def compose_config(name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
     """Compose conf/<name>.yaml with overrides; the result has Hydra's own node, too.
 
     Raises ConfigError, in one line, for whatever Hydra refuses.
     """
-    if config_dir and not Path(config_dir).is_dir():
-        raise ConfigError("--config-dir", f" {config_dir}: no such folder")
-    extra = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
-            return compose(name, [*extra, *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise one_line(error, name, overrides) from error
+    with vocabulary(name, overrides, config_dir) as extra:
+        return compose(name, [*extra, *overrides], return_hydra_config=True)
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -64,14 +78,18 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
+def quote(text: str) -> str:
+    """A text as a value of Hydra's grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Overrides with the values of ``run`` and ``output`` quoted: folders of sweeps have = and , in their names."""
     quoted = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in ("run", "output") and value and value[0] not in "'\"$":
-            override = f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-        quoted.append(override)
+        plain = key in ("run", "output") and value and value[0] not in "'\"$"
+        quoted.append(f"{key}={quote(value)}" if plain else override)
     return quoted
 
 
@@ -84,50 +102,63 @@ def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
     shared = [override.key_or_group for override in parsed if not override.is_sweep_override()]
     if len(shared) == len(parsed):
         return list(overrides)
-    quoted = ",".join(f"'{key}'" for key in shared)
-    return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
+    return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote, shared))}]"]
 
 
-def jobs(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:
-    """The configs of all jobs of a command line, without Hydra's node.
+def jobs(
+    overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None, name: str = "train"
+) -> Iterator[DictConfig]:
+    """The configs of all jobs of a command line, without Hydra's node, each while Hydra stands as it will in the job.
 
     Sweeps are formed as by Hydra's basic sweeper; other sweepers choose values as they go, and of theirs only
     what the sweep leaves fixed is composed. Raises ConfigError for contradictions and for folders that are taken.
     """
-    composed = [
-        compose_config("train", job, config_dir=config_dir)
-        for job in (sweep(overrides, config_dir) if multirun else [list(overrides)])
-    ]
     folders: set[Path] = set()
-    for config in composed:
-        given = {override.partition("=")[0] for override in config.hydra.overrides.task}
-        if {"steps", "images"} <= given:
-            raise ConfigError("images", f"={config.images}: is a budget, and so is steps; give only one of them")
-        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the names of folders
-        key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-        folder = Path(OmegaConf.select(config, key), config.hydra.sweep.subdir if multirun else "")
-        if folder in folders:
-            raise ConfigError(key, f"={OmegaConf.select(config, key)}: two jobs of the sweep would share {folder}")
-        folders.add(folder)
-        if (folder / "status.json").exists():
-            raise ConfigError(key, f"={OmegaConf.select(config, key)}: {folder} already holds a run; give a new folder")
-    return [without_hydra(config) for config in composed]
+    for number, job in enumerate(sweep(overrides, name, config_dir) if multirun else [list(overrides)]):
+        config = compose_config(name, job, config_dir=config_dir)
+        with open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
+        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the config and in the names of folders
+        given = {override.lstrip("+").partition("=")[0] for override in job}
+        if "steps" in given and OmegaConf.to_container(config, resolve=False).get("images") is not None:  # type: ignore[union-attr]
+            raise ConfigError(
+                "images", f"={config.images}: is a budget, and so is steps; give one of them, and the other as null"
+            )
+        check_folder(config, multirun, folders)
+        yield without_hydra(config)
 
 
-def sweep(overrides: Sequence[str], config_dir: str | None) -> list[list[str]]:
+def check_folder(config: DictConfig, multirun: bool, folders: set[Path]) -> None:
+    """Raises ConfigError when a job's folder is taken: by a run, by a file, or by a job before it in ``folders``."""
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    try:
+        base = OmegaConf.select(config, key)
+        folder = Path(base, config.hydra.sweep.subdir if multirun else "")
+    except OmegaConfBaseException as error:
+        raise ConfigError(key, ": " + " ".join(str(error).split())) from error
+    if folder in folders:
+        raise ConfigError(key, f"={base}: two jobs of the sweep would share {folder}")
+    folders.add(folder)
+    if (folder / "status.json").exists():
+        raise ConfigError(key, f"={base}: {folder} already holds a run; give a new folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(key, f"={base}: {existing} is no folder that can be written to; give another")
+
+
+def sweep(overrides: Sequence[str], name: str, config_dir: str | None) -> list[list[str]]:
     """The overrides of each job of a multirun."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    try:
-        parse = OverridesParser.create().parse_overrides
+    with vocabulary(name, overrides, config_dir) as extra:
+        loader = GlobalHydra.instance().config_loader()
+        parse = OverridesParser.create(config_loader=loader).parse_overrides
         fixed = [str(override.input_line) for override in parse(list(overrides)) if not override.is_sweep_override()]
-        sweeper = compose_config("train", fixed, config_dir=config_dir).hydra.sweeper
+        sweeper = compose(name, [*extra, *fixed], return_hydra_config=True).hydra.sweeper
         if not sweeper._target_.endswith(".BasicSweeper"):
             return [fixed]
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         return BasicSweeper.split_arguments(parse([*params, *overrides]), max_batch_size=None)[0]
-    except HydraException as error:
-        raise one_line(error, "train", overrides) from error
 
 
 def one_line(error: Exception, name: str, overrides: Sequence[str] = ()) -> ConfigError:
@@ -141,9 +172,12 @@ def one_line(error: Exception, name: str, overrides: Sequence[str] = ()) -> Conf
             return ConfigError(unknown[1], f": unknown key; {suggestion(unknown[1], name, overrides)}")
         if unknown := re.search(r"Could not override '?([\w/@.]+)'?\. No match in the defaults list", text):
             return ConfigError(unknown[1], f": unknown key; {suggestion(unknown[1], name, overrides)}")
+    if unmatched := re.search(r"Could not delete(?: from config)?\.? '?([\w./@]+)'?", text):
+        return ConfigError(f"~{unmatched[1]}", ": there is no such key to delete")
     if isinstance(error, OverrideParseException):
         return ConfigError(error.override, ": not an override of the form key=value")
-    return ConfigError(" ".join(overrides), f": {text}")
+    about = [override for override in overrides if not override.startswith("hydra.job.config.override_dirname")]
+    return ConfigError(" ".join(about), f": {text}")
 
 
 def suggestion(key: str, name: str, overrides: Sequence[str]) -> str:

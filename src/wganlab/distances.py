@@ -92,7 +92,9 @@ def sliced_wasserstein(
 
 
 def _transport(p: Tensor, q: Tensor, cost: Tensor) -> float:
-    """Least cost of moving P to Q."""
+    """Least cost of moving P to Q; NaN where a cost is not finite, of which the solver would make a zero."""
+    if not torch.isfinite(cost).all():
+        return math.nan
     import ot  # half a second to import, for functions called now and then
 
     return float(ot.emd2(p.cpu().numpy(), q.cpu().numpy(), cost.cpu().numpy()))

@@ -33,10 +33,18 @@ def choose_mode() -> tuple[Mode, str]:
     wanted = os.environ.get("WANDB_MODE", "")
     if wanted in get_args(Mode):
         return wanted, f"WANDB_MODE={wanted}"  # type: ignore[return-value]
-    if not wandb.login(prompt=False, verify=False):
-        return "offline", "no API key"
-    url = wandb.setup().settings.base_url
-    return ("online", "") if reachable(url) else ("offline", f"{url} does not answer")
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "offline", "no API key"
+        url = wandb.setup().settings.base_url
+        return ("online", "") if reachable(url) else ("offline", f"{url} does not answer")
+    except Exception as error:  # a malformed key or setting
+        return "offline", first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -61,27 +69,32 @@ class WandbLogger(loggers.WandbLogger):
             save_dir=save_dir, project=project, entity=entity, group=group, name=name, tags=tags, notes=notes
         )
 
-    def start(self, *, config: Any, **identity: Any) -> None:
-        """Begin the run with the whole resolved config; ``identity`` fills name, group and tags left open."""
-        mode, reason = choose_mode()
-        quiet = wandb.Settings(silent=True, console="off", init_timeout=30, x_transaction_log_flush_interval=0.2)
+    def start(self, *, config: Any, **identity: Any) -> bool:
+        """Begin the run with the whole resolved config; ``identity`` fills name, group and tags left open.
+
+        Returns False when W&B cannot even run offline, with a line that says why.
+        """
         arguments = {k: v for k, v in self._wandb_init.items() if k not in ("resume", "anonymous", "mode")}
         arguments |= {key: value for key, value in identity.items() if not arguments.get(key)}
-        arguments |= {"config": config, "settings": quiet}
-        try:
-            run = wandb.init(**arguments, mode=mode)
-        except wandb.Error as error:
-            mode, reason = "offline", str(error).splitlines()[0]
-            run = wandb.init(**arguments, mode=mode)
-        self._experiment = run
-        if mode == "offline":
-            folder = Path(run.dir).parent  # the run's own folder; .dir is its files/
-            print(
-                f"W&B is offline ({reason}); upload later with: wandb sync {os.path.relpath(folder)}",
-                flush=True,
-            )
-        elif mode == "online":
-            print(f"W&B: {run.url}", flush=True)
+        first, reason = choose_mode()
+        for mode in dict.fromkeys([first, "offline"]):
+            try:
+                quiet = wandb.Settings(
+                    silent=True, console="off", init_timeout=10, x_transaction_log_flush_interval=0.2
+                )
+                run = wandb.init(**arguments, config=config, settings=quiet, mode=mode)
+            except Exception as error:  # whatever W&B has against it, the run goes on
+                reason = first_line(error)
+                continue
+            self._experiment = run
+            if mode == "offline":
+                folder = Path(run.dir).parent  # the run's own folder; .dir is its files/
+                print(f"W&B is offline ({reason}); upload later with: wandb sync {os.path.relpath(folder)}", flush=True)
+            elif mode == "online":
+                print(f"W&B: {run.url}", flush=True)
+            return True
+        print(f"W&B is off ({reason}); metrics.csv has everything", flush=True)
+        return False
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         # W&B would hold a step back until a later one begins, and a killed run would lose it

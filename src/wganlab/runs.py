@@ -2,7 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ def final_and_best(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
         final |= row
         for key, value in row.items():
             judged = key.endswith("/loss") or (key.startswith("eval/") and not key.endswith("_real"))
-            if judged and (key not in best or value < best[key]["value"]):
+            if judged and math.isfinite(value) and (key not in best or value < best[key]["value"]):
                 best[key] = {"value": value, "step": row["step"]}
     return {"final": final, "best": best}
 
@@ -47,54 +49,71 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed config, interpolations unresolved."""
-        return self._yaml(".hydra/config.yaml") or {}
+        return self._mapping(".hydra/config.yaml", yaml.safe_load)
 
     @cached_property
     def overrides(self) -> dict[str, str]:
         """What the command line (or the sweep) changed: key -> value."""
-        given = self._yaml(".hydra/overrides.yaml") or []
-        return {key.lstrip("+~"): value for key, _, value in (item.partition("=") for item in given)}
+        given = self._read(".hydra/overrides.yaml", yaml.safe_load)
+        items = [str(item).partition("=") for item in given] if isinstance(given, list) else []
+        return {key.lstrip("+~"): value for key, _, value in items}
 
     @cached_property
     def choices(self) -> dict[str, str]:
         """Config group -> choice, Hydra's own groups left out."""
-        hydra = (self._yaml(".hydra/hydra.yaml") or {}).get("hydra", {})
-        choices = hydra.get("runtime", {}).get("choices", {})
-        return {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
+        choices: Any = self._mapping(".hydra/hydra.yaml", yaml.safe_load)
+        for key in ("hydra", "runtime", "choices"):
+            choices = choices.get(key) if isinstance(choices, dict) else None
+        return {key: str(value) for key, value in (choices or {}).items() if not key.startswith("hydra/")}
 
     @cached_property
     def status(self) -> dict[str, Any]:
-        return self._json("status.json") or {"state": "unknown"}
+        return {"state": "unknown"} | self._mapping("status.json", json.loads)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty for a run that did not complete."""
-        return (self._json("summary.json") if self.status.get("state") == "completed" else None) or {}
+        return self._mapping("summary.json", json.loads) if self.status["state"] == "completed" else {}
 
     @cached_property
     def rows(self) -> list[Row]:
-        """metrics.csv as numbers; cells without a value are left out, damaged rows are skipped."""
+        """metrics.csv as numbers. Cells without a finite value are left out, damaged rows are skipped."""
         path = self.folder / "metrics.csv"
-        if not path.is_file():
+        rows: list[Row] = []
+        damaged, diverged = 0, None
+        try:
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                for cells in csv.DictReader(file):
+                    try:
+                        row = {key: float(value) for key, value in cells.items() if value != ""}
+                        row["step"] = int(row["step"])
+                    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+                        damaged += 1
+                        continue
+                    finite = {key: value for key, value in row.items() if math.isfinite(value)}
+                    diverged = row["step"] if diverged is None and len(finite) < len(row) else diverged
+                    rows.append(finite)
+        except OSError:
             self.problems.append("metrics.csv is missing")
-            return []
-        rows, damaged = [], 0
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            for cells in csv.DictReader(file):
-                try:
-                    row = {key: float(value) for key, value in cells.items() if value != ""}
-                    row["step"] = int(row["step"])
-                    rows.append(row)
-                except (TypeError, ValueError, KeyError, AttributeError):
-                    damaged += 1
+        except csv.Error:
+            damaged += 1
         if damaged:
             self.problems.append(f"metrics.csv: {damaged} damaged rows skipped")
+        if diverged is not None:
+            self.problems.append(f"diverged: values that are not finite from step {diverged}")
         return rows
 
     @cached_property
     def samples(self) -> dict[int, Path]:
-        """Generator step -> grid of samples."""
-        return {int(path.stem.removeprefix("step_")): path for path in sorted(self.folder.glob("samples/step_*.png"))}
+        """Generator step -> grid of samples, a PNG."""
+        found = {}
+        for path in sorted(self.folder.glob("samples/step_*.png")):
+            step = re.fullmatch(r"step_(\d+)", path.stem)
+            if step and path.is_file() and path.read_bytes()[:4] == b"\x89PNG":
+                found[int(step[1])] = path
+            else:
+                self.problems.append(f"samples/{path.name} is no grid of samples")
+        return found
 
     def checkpoint(self, name: str) -> Path:
         """Path of checkpoints/<name>.ckpt. Raises ConfigError when there is none."""
@@ -105,18 +124,18 @@ class Run:
             raise ConfigError("checkpoint", f"={name}: {self.folder} has no such checkpoint; {allowed}")
         return path
 
-    def _yaml(self, name: str) -> Any:
-        return self._read(name, lambda text: yaml.safe_load(text), yaml.YAMLError)
+    def _mapping(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        content = self._read(name, parse)
+        if content is not None and not isinstance(content, dict):
+            self.problems.append(f"{name} is damaged")
+        return content if isinstance(content, dict) else {}
 
-    def _json(self, name: str) -> Any:
-        return self._read(name, json.loads, json.JSONDecodeError)
-
-    def _read(self, name: str, parse: Any, damage: type[Exception]) -> Any:
+    def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:
             return parse((self.folder / name).read_text(encoding="utf-8"))
         except OSError:
             self.problems.append(f"{name} is missing")
-        except (damage, UnicodeDecodeError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             self.problems.append(f"{name} is damaged")
         return None
 

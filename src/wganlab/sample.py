@@ -1,14 +1,14 @@
 """``wganlab sample``: images and a latent interpolation from a trained generator."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
@@ -24,7 +24,7 @@ from wganlab.schema import ConfigError, check_call
 def settings(
     *,
     run: str,
-    n: PositiveInt,
+    n: Annotated[int, Field(gt=0, le=100_000)],
     checkpoint: Literal["last", "best"],
     seed: Seed,
     interpolations: PositiveInt,
@@ -41,15 +41,29 @@ def main(overrides: Sequence[str]) -> None:
         raise ConfigError("run", ": is missing; give a run folder, as in wganlab sample run=PATH n=64")
     check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
     run = Run.open(config.run)
+    if "model" not in run.config:
+        raise ConfigError("run", f"={config.run}: its .hydra/config.yaml is damaged")
     trained: DictConfig = OmegaConf.create(run.config)
     generator = load_generator(trained, run.checkpoint(config.checkpoint))
     output = Path(config.output)
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    write_samples(generator, trained.model, config, part)
-    shutil.rmtree(output, ignore_errors=True)
-    part.rename(output)
+    check_output(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".sample-", dir=output.parent) as part:
+            write_samples(generator, trained.model, config, Path(part, "new"))
+            if output.exists():
+                output.rename(Path(part, "old"))
+            Path(part, "new").rename(output)
+    except OSError as error:
+        raise ConfigError("output", f"={output}: cannot be written ({error})") from error
     print(f"{config.n} images, a grid and an interpolation: {os.path.relpath(output)}")
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigError unless the folder is new or holds samples and nothing else."""
+    ours = {"grid.png", "images", "interpolation.png"}
+    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= ours):
+        raise ConfigError("output", f"={output}: exists and holds something else than samples; name a new folder")
 
 
 def load_generator(config: DictConfig, checkpoint: Path) -> nn.Module:
@@ -57,10 +71,10 @@ def load_generator(config: DictConfig, checkpoint: Path) -> nn.Module:
 
     Raises ConfigError when the file is damaged or does not fit the run's config.
     """
-    shape = construct(config, "dataset").shape
-    generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        shape, state = tuple(loaded["shape"]), loaded["state_dict"]
+        generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
         prefix = "generator."
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         generator.load_state_dict(weights)

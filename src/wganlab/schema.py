@@ -93,19 +93,19 @@ def describe(schema: Mapping[str, Any]) -> str:
     return f"{names.get(schema.get('type', ''), schema.get('type', 'something else'))} {bounds}".strip()
 
 
-def check_value(hint: Any, value: Any, key: str) -> None:
-    """Raises ConfigError when a plain value does not fit the annotation."""
+def check_value(hint: Any, value: Any, key: str) -> Any:
+    """The value as the annotation wants it (an integer becomes a float). Raises ConfigError when it does not fit."""
     validator = adapter(hint)
     if validator is None:
-        return
+        return value
     try:
-        validator.validate_json(json.dumps(value))
-    except ValidationError:
+        return validator.validate_json(json.dumps(value))
+    except (ValidationError, TypeError):
         try:
             allowed = describe(validator.json_schema())
         except PydanticUserError:  # an object, not a value
             allowed = "a choice of the config group, or a node with _target_"
-        shown = json.dumps(value) if isinstance(value, list | bool | None) else value
+        shown = json.dumps(value, default=str) if isinstance(value, list | dict | bool | None) else value
         raise ConfigError(key, f"={shown}: must be {allowed}") from None
 
 
@@ -114,43 +114,48 @@ def is_node(value: Any) -> bool:
     return isinstance(value, dict) and ("_target_" in value or any(is_node(v) for v in value.values()))
 
 
-def check_call(target: Callable, arguments: Mapping[str, Any], prefix: str, *, partial: bool = False) -> None:
-    """Check the keyword arguments of a call; ``partial`` calls may leave some to be given later."""
-    allowed = parameters(target)
+def check_call(
+    target: Callable, arguments: Mapping[str, Any], prefix: str, *, partial: bool = False, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Check the keyword arguments of a call, and return those that become another type, by full key.
+
+    ``partial`` calls may leave some to be given later; those in ``given`` are given by wganlab and by nobody else.
+    """
+    try:
+        allowed = {name: hint for name, hint in parameters(target).items() if name not in given}
+    except ValueError as error:  # built-in types have no signature
+        raise ConfigError(prefix + "_target_", f"={target}: cannot be configured ({error})") from None
+    converted = {}
     for name, value in arguments.items():
         if name not in allowed:
             raise ConfigError(prefix + name, f": unknown key; allowed are {', '.join(allowed)}")
         if not is_node(value):
-            check_value(allowed[name][0], value, prefix + name)
+            fitting = check_value(allowed[name][0], value, prefix + name)
+            if isinstance(fitting, float | tuple):
+                converted[prefix + name] = list(fitting) if isinstance(fitting, tuple) else fitting
     missing = [name for name, (_, required) in allowed.items() if required and name not in arguments]
     if missing and not partial:
         raise ConfigError(prefix + missing[0], ": is missing and has no default")
+    return converted
 
 
-def check_targets(node: Any, prefix: str = "") -> None:
-    """Check every ``_target_`` below a node of plain containers, and the values it will be called with."""
+def check_targets(node: Any, given: Mapping[str, Iterable[str]], prefix: str = "") -> dict[str, Any]:
+    """:func:`check_call` for every ``_target_`` below a node of plain containers; ``given`` is by key of the node."""
+    converted: dict[str, Any] = {}
     if not isinstance(node, dict):
-        return
+        return converted
     if "_target_" in node:
         try:
             target = locate(node["_target_"])
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an import runs whatever code the module holds
             reason = " ".join(str(error.__cause__ or error).split())
             raise ConfigError(f"{prefix}_target_", f"={node['_target_']}: cannot be imported ({reason})") from None
         arguments = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
-        check_call(target, arguments, prefix, partial=node.get("_partial_", False))
+        partial = node.get("_partial_", False)
+        converted |= check_call(target, arguments, prefix, partial=partial, given=given.get(prefix.rstrip("."), ()))
     for key, value in node.items():
-        check_targets(value, f"{prefix}{key}.")
-
-
-def check_shared_values(node: Mapping[str, Any], prefix: str, *, calls: Iterable[str]) -> None:
-    """Check a namespace that holds the ``calls`` and, beside them, plain values that the calls share."""
-    for name in calls:
-        if not is_node(node.get(name)):
-            raise ConfigError(prefix + name, f"={node.get(name)}: must be a node with _target_")
-    known = {name for call in calls for name in parameters(locate(node[call]["_target_"]))}
-    for key in node.keys() - known - set(calls):
-        raise ConfigError(prefix + key, f": unknown key; allowed are {', '.join(sorted(known))}")
+        converted |= check_targets(value, given, f"{prefix}{key}.")
+    return converted
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

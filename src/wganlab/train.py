@@ -1,10 +1,10 @@
 """One run: check the config, build the parts, fit, and leave a complete folder behind."""
 
 import functools
+import math
 import os
 import platform
 import subprocess
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from wganlab.files import write_json
 from wganlab.loggers import WandbLogger
 from wganlab.runs import final_and_best
 
+#: What a diverged run returns to a sweeper: large, and finite, since some fail on NaN.
+WORST = 1e9
+
 
 def train(config: DictConfig) -> float | None:
     """Hydra's job: one run in Hydra's output folder. Returns the final ``eval/emd``, for sweepers that minimise.
@@ -41,7 +44,7 @@ def train(config: DictConfig) -> float | None:
     try:
         summary = fit(config, folder)
     except BaseException as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())
+        message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
         write_json(folder / "status.json", status | {"state": "failed", "finished": now(), "error": message})
         raise
     write_json(folder / "status.json", status | {"state": "completed", "finished": now()})
@@ -50,7 +53,8 @@ def train(config: DictConfig) -> float | None:
         f"({summary['images_per_second']:,.0f} images/s): {os.path.relpath(folder)}",
         flush=True,
     )
-    return summary["final"].get("eval/emd")
+    value = summary["final"].get("eval/emd")
+    return value if value is None or math.isfinite(value) else WORST
 
 
 def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -82,14 +86,14 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
     exit_code, summary = 1, None
     try:
         if isinstance(logger, WandbLogger):
-            logger.start(config=OmegaConf.to_container(config, resolve=True), **run_identity(folder))
+            started = logger.start(config=OmegaConf.to_container(config, resolve=True), **run_identity(folder))
+            trainer.loggers = [logger] if started else []
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
-        started = time.perf_counter()
         try:
             trainer.fit(module, train_dataloaders=stream)
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-        summary = summarise(module, history, time.perf_counter() - started, trainer)
+        summary = summarise(module, history, trainer)
         write_json(folder / "summary.json", summary)
         exit_code = 0
     finally:
@@ -121,9 +125,9 @@ def run_identity(folder: Path) -> dict[str, Any]:
     }
 
 
-def summarise(module: AdversarialModule, history: History, seconds: float, trainer: pl.Trainer) -> dict[str, Any]:
+def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) -> dict[str, Any]:
     """summary.json: final and best metrics, speed over the whole run, and what produced them."""
-    images = history.rows[-1]["images_seen"]
+    images, seconds = (history.rows[-1][key] for key in ("images_seen", "seconds"))
     return {
         "steps": trainer.global_step,
         "images_seen": images,

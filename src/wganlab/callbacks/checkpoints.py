@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
@@ -31,6 +32,8 @@ class Checkpoints(Callback):
         self.best = min(value, self.best)
         if not (improved or is_due(trainer, self.every)):
             return
+        if not all(torch.isfinite(parameter).all() for parameter in module.parameters()):
+            return  # a diverged state is not worth the last good one
         folder = Path(trainer.default_root_dir, "checkpoints")
         part = folder / "checkpoint.part"
         trainer.save_checkpoint(part)
@@ -38,6 +41,10 @@ class Checkpoints(Callback):
             shutil.copyfile(part, folder / "best.part")
             os.replace(folder / "best.part", folder / "best.ckpt")
         os.replace(part, folder / "last.ckpt")
+
+    def on_train_end(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
+        if self.best == float("inf"):
+            print(f"callbacks.checkpoints.monitor={self.monitor} was never observed: there is no best.ckpt", flush=True)
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best}

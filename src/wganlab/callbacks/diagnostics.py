@@ -41,6 +41,8 @@ class CriticDiagnostics(Callback):
     def _log_histograms(self, trainer: Trainer, module: AdversarialModule) -> None:
         takers = [logger for logger in trainer.loggers if hasattr(logger, "log_histogram")]
         for name, weight in critic_weights(module.critic).items() if takers else ():
+            if not torch.isfinite(weight).all():
+                continue
             key = f"critic/weights/{name.replace('.', '/')}"  # to W&B a dot is a key inside a key
             counts, edges = torch.histogram(weight.detach().float().cpu().flatten(), bins=64)
             for logger in takers:

@@ -1,6 +1,7 @@
 """metrics.csv: what happened, a row per logged generator step."""
 
 import csv
+import math
 import time
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class History(Callback):
     observed in between.
 
     Training metrics are means over the steps since the row before. ``images_seen`` counts real images seen by the
-    critic, ``epoch`` the same in passes over the data set, ``seconds`` the time since training began.
+    critic, ``epoch`` passes over the data set (less its last partial batch), ``seconds`` the time since training began.
+    Raises FloatingPointError after a row whose losses are not finite.
     """
 
     def __init__(self, *, every: PositiveInt) -> None:
@@ -60,7 +62,7 @@ class History(Callback):
         row = {
             "step": trainer.global_step,
             "images_seen": images,
-            "epoch": images / len(trainer.train_dataloader.samples),  # type: ignore[union-attr]
+            "epoch": trainer.global_step * batch.shape[0] / trainer.train_dataloader.batches_per_epoch,  # type: ignore[union-attr]
             "seconds": now - self.started,
             "speed/images_per_second": (images - self.last_images) / (now - self.last_time),
             **module.window_means(),
@@ -70,6 +72,9 @@ class History(Callback):
         module.observed.clear()
         self.rows.append(row)
         self._write(row)
+        for key in ("critic/loss", "generator/loss"):
+            if not math.isfinite(row[key]):
+                raise FloatingPointError(f"{key} is {row[key]} at generator step {row['step']}: training has diverged")
         for logger in trainer.loggers:
             logger.log_metrics({key: row[key] for key in row if key != "step"}, step=trainer.global_step)
 

@@ -35,6 +35,9 @@ class MNIST:
         if header[:4] != (2051).to_bytes(4, "big"):
             raise ValueError(f"root={root}: {raw / IMAGES[train]} is no file of MNIST images (wrong magic number)")
         self.length = int.from_bytes(header[4:], "big")
+        size, wanted = (raw / IMAGES[train]).stat().st_size, 16 + 784 * self.length
+        if size != wanted:
+            raise ValueError(f"root={root}: {raw / IMAGES[train]} has {size:,} bytes, not {wanted:,}: it is not whole")
 
     def __len__(self) -> int:
         return self.length

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from wganlab.runs import Row, Run, final_and_best
 from wganlab.schema import leaves
 
 #: Keys that say how a run is shown, or which of several equals it is, and not what it does.
-IGNORED = ("seed", "logger.")
+IGNORED = re.compile(r"(seed|logger)($|\.)")
 ABSENT = "–"
 
 
@@ -19,7 +20,7 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
     Keys that only repeat another key by interpolation are left out, too.
     """
     flat = [dict(leaves(run.config)) for run in runs]
-    keys = dict.fromkeys(key for config in flat for key in config if not key.startswith(IGNORED))
+    keys = dict.fromkeys(key for config in flat for key in config if not IGNORED.match(key))
     values = {key: [str(config[key]) if key in config else ABSENT for config in flat] for key in keys}
     return {
         key: row
@@ -34,7 +35,7 @@ def arms(runs: Sequence[Run]) -> list[str]:
     Named after the overrides that differ; where those do not tell two configs apart, after all differing keys.
     """
     differing = differing_keys(runs)
-    given = dict.fromkeys(key for run in runs for key in run.overrides if not key.startswith(IGNORED))
+    given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
     columns: dict[str, list[str]] = {}
     for key in given:
         values = [run.overrides.get(key) or run.choices.get(key) or str(_select(run.config, key)) for run in runs]
@@ -44,7 +45,15 @@ def arms(runs: Sequence[Run]) -> list[str]:
     if len(set(zip(*columns.values(), strict=True))) < len(set(contents)):
         columns = differing
     names = [", ".join(f"{key}={row[i]}" for key, row in columns.items()) for i in range(len(runs))]
-    return [name or ", ".join(run.choices.values()) or run.folder.name for name, run in zip(names, runs, strict=True)]
+    return [name or identity(run) for name, run in zip(names, runs, strict=True)]
+
+
+def identity(run: Run) -> str:
+    """What a run is, where nothing sets it apart: data set, model and loss."""
+    return (
+        ", ".join(run.choices[group] for group in ("dataset", "model", "loss") if group in run.choices)
+        or run.folder.name
+    )
 
 
 def _select(config: Any, key: str) -> Any:
@@ -55,7 +64,8 @@ def _select(config: Any, key: str) -> Any:
 
 def throughput(rows: Sequence[Row]) -> float | None:
     """Real images seen by the critic per second of training, over the whole run."""
-    return rows[-1]["images_seen"] / rows[-1]["seconds"] if rows and rows[-1].get("seconds") else None
+    last = rows[-1] if rows else {}
+    return last["images_seen"] / last["seconds"] if last.get("seconds") and "images_seen" in last else None
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -39,10 +39,15 @@ CURVES = {
 }
 
 
+#: More arms than this are told apart by the colours of the table, not by legends.
+MANY_ARMS = 6
+
+
 def colours(arms: Sequence[str]) -> dict[str, str]:
     """One colour per arm, the same in every figure."""
-    cycle = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    return {arm: mpl.colors.to_hex(cycle[i % len(cycle)]) for i, arm in enumerate(dict.fromkeys(arms))}
+    names = list(dict.fromkeys(arms))
+    cycle = mpl.colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(max(10, len(names)))
+    return {arm: mpl.colors.to_hex(cycle(i)) for i, arm in enumerate(names)}
 
 
 def svg(figure: Figure) -> str:
@@ -82,9 +87,11 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
                     alpha=1 if alone else 0.5,
                     label=label,
                 )
+            seeds = {str(runs[i].config.get("seed")) for i in series if arms[i] == arm}
+            what = f"{len(members)} {'seeds' if len(seeds) == len(members) else 'runs'}"
             if len(members) > 1 and len({len(steps) for steps, _ in members}) == 1:
                 mean = np.mean([values for _, values in members], axis=0)
-                axes.plot(members[0][0], mean, color=colour, lw=1.6, label=f"{arm} (mean of {len(members)} seeds)")
+                axes.plot(members[0][0], mean, color=colour, lw=1.6, label=f"{arm} (mean of {what})")
         _scale(axes, list(series.values()))
         perfect = {row["eval/emd_real"] for run in runs for row in run.rows if "eval/emd_real" in row}
         if metric == "eval/emd" and len(perfect) == 1:
@@ -92,7 +99,8 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
         axes.set_xlabel("generator steps")
         axes.set_title(CURVES.get(metric, metric), fontsize=10, loc="left")
-        axes.legend(fontsize=8)
+        if len(set(arms)) <= MANY_ARMS:  # the page's table is a legend, too
+            axes.legend(fontsize=8)
         _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
     return figure
 
@@ -114,12 +122,14 @@ def _epoch_axes(axes: Axes, runs: Sequence[Run], arms: Sequence[str]) -> None:
     rates: dict[float, list[str]] = {}
     for run, arm in zip(runs, arms, strict=True):
         last = run.rows[-1]
-        rates.setdefault(round(last["epoch"] / last["step"], 9), []).append(arm)
-    for i, (rate, names) in enumerate(rates.items()):
+        if last["step"] and last.get("epoch"):
+            rates.setdefault(round(last["epoch"] / last["step"], 6), []).append(arm)
+    for i, (rate, names) in enumerate(list(rates.items())[:3]):
         above = axes.secondary_xaxis(
             1.0 + 0.16 * i, functions=(partial(operator.mul, rate), partial(operator.mul, 1 / rate))
         )
-        of = "" if len(rates) == 1 else ": " + "; ".join(dict.fromkeys(names))
+        labels = list(dict.fromkeys(names))
+        of = "" if len(rates) == 1 else f": {'; '.join(labels)}" if len(labels) < 4 else f" of {len(labels)} arms"
         above.set_xlabel(f"epochs{of}", fontsize=7, labelpad=2)
         above.tick_params(labelsize=7, pad=1)
 
@@ -151,8 +161,13 @@ def side_by_side(grids: Mapping[str, Path]) -> Figure:
 
 
 def critic_weights(checkpoint: Mapping) -> np.ndarray:
-    """All entries of the critic's matrices and kernels in a loaded checkpoint; biases and norm scales left out."""
+    """Entries of the critic's matrices and kernels in a loaded checkpoint; biases and norm scales left out.
+
+    Raises ValueError when none of them is finite.
+    """
     state = checkpoint["state_dict"]
-    return np.concatenate(
-        [value.float().numpy().ravel() for key, value in state.items() if key.startswith("critic.") and value.dim() > 1]
-    )
+    kernels = [value for key, value in state.items() if key.startswith("critic.") and value.dim() > 1]
+    weights = np.concatenate([value.float().numpy().ravel() for value in kernels])
+    if not np.isfinite(weights).any():
+        raise ValueError("no finite weights")
+    return weights[np.isfinite(weights)]

@@ -119,7 +119,9 @@ def title(runs: Sequence[Run], names: Sequence[str]) -> str:
     """What is compared, and what all runs have in common."""
     common = [group for group in ("dataset", "model", "loss") if len({run.choices.get(group) for run in runs}) == 1]
     shared = ", ".join(f"{runs[0].choices.get(group)}" for group in common if runs[0].choices.get(group))
-    return " · ".join(dict.fromkeys(names)) + (f" on {shared}" if shared and len(set(names)) > 1 else "")
+    different = list(dict.fromkeys(names))
+    shown = " · ".join(different) if len(different) <= figures.MANY_ARMS else f"{len(different)} arms"
+    return shown + (f" on {shared}" if shared and len(set(names)) > 1 else "")
 
 
 def histogram(run: Run, colour: str) -> str | None:
@@ -130,13 +132,15 @@ def histogram(run: Run, colour: str) -> str | None:
     if not path.is_file():
         run.problems.append("checkpoints/last.ckpt is missing")
         return None
+    lipschitz = run.config.get("loss", {}).get("lipschitz") if isinstance(run.config.get("loss"), dict) else None
+    bound = lipschitz.get("bound") if isinstance(lipschitz, dict) else None
     try:
         weights = figures.critic_weights(torch.load(path, map_location="cpu", weights_only=True))
+        figure = figures.weight_histogram(weights, float(bound) if bound else None, colour)
     except Exception:  # a truncated or foreign file fails in many ways, and a report shows what there is
         run.problems.append("checkpoints/last.ckpt cannot be read")
         return None
-    bound = run.config.get("loss", {}).get("lipschitz", {}).get("bound")
-    return figures.svg(figures.weight_histogram(weights, bound, colour))
+    return figures.svg(figure)
 
 
 def data_uri(path: Path) -> str:
