@@ -54,6 +54,32 @@ def test_penalty_takes_the_norm_per_image() -> None:
     assert penalty.item() == pytest.approx(2 * (norms - 1).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("norm", [0.25, 1.0, 3.0])
+def test_norms_that_published_programs_take(norm: float) -> None:
+    """At a linear critic w, one norm over n images is sqrt(n) |w|, and norms per pixel are over the channels of w."""
+    shape, n = (3, 4, 5), 7
+    critic, (real, fake) = LinearCritic(shape, norm), torch.randn(2, n, *shape)
+    whole = GradientPenalty(weight=2, norm_over="batch").penalty(critic, real, fake)
+    assert whole.item() == pytest.approx(2 * (math.sqrt(n) * norm - 1) ** 2, rel=1e-4)
+    per_pixel = GradientPenalty(weight=2, norm_over="pixel").penalty(critic, real, fake)
+    channels = critic.weight.detach().view(shape).norm(dim=0)
+    assert per_pixel.item() == pytest.approx(2 * (channels - 1).square().mean().item(), rel=1e-4)
+
+
+def test_penalty_in_inference_mode_leaves_the_critic_training() -> None:
+    critic = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0))
+    real, fake = torch.randn(2, 16, 4)
+    seen: list[bool] = []
+    critic[1].register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    before = critic[1].running_mean.clone()  # type: ignore[operator]
+    GradientPenalty(inference=True).penalty(critic, real, fake).backward()
+    assert torch.equal(critic[1].running_mean, before)  # type: ignore[arg-type]
+    GradientPenalty().penalty(critic, real, fake)
+    assert seen == [False, True]
+    assert critic.training
+    assert critic[0].weight.grad is not None
+
+
 def test_slope_of_zero_has_a_finite_gradient() -> None:
     critic = LinearCritic((2,), 0.0)
     GradientPenalty().penalty(critic, *torch.randn(2, 4, 2)).backward()

@@ -6,11 +6,15 @@ the weights right after the critic's optimizer step).
 """
 
 import math
-from typing import Annotated
+from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
+
+from wganlab.networks.layers import evaluating
+
+NormOver = Literal["image", "pixel", "batch"]
 
 #: Their scale and shift normalise activations and are no weights of the critic's function class: clipping a scale
 #: of 1 to 0.01 would shrink every layer a hundredfold.
@@ -61,29 +65,45 @@ def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None
     return torch.lerp(fake, real, alpha.to(real.dtype))
 
 
-def slopes(critic: nn.Module, images: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Euclidean norm of the critic's gradient at each image, over all its pixels and channels; shape (batch,)."""
+def slopes(critic: nn.Module, images: Tensor, *, norm_over: NormOver = "image", create_graph: bool = False) -> Tensor:
+    """Euclidean norm of the critic's gradient at each image, over all its pixels and channels; shape (batch,).
+
+    Two published programs take other norms: "pixel" over the channels of each pixel, shape (batch, height, width),
+    and "batch" one over everything, shape ().
+    """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=create_graph)
     # no epsilon under the root: it would bias the slopes, and torch defines the norm's gradient at zero as zero
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    if norm_over == "pixel":
+        return torch.linalg.vector_norm(gradient, dim=1)
+    return torch.linalg.vector_norm(gradient.flatten(1), dim=1 if norm_over == "image" else (0, 1))
 
 
 class GradientPenalty(Unconstrained):
     """weight * E[(|| grad f(x^) || - target)^2] at random interpolates x^ (WGAN-GP, arXiv 1704.00028, equation 3).
 
     The norm is taken per image over all pixels and channels, and the penalty is computed in fp32 even under
-    mixed precision, whose gradients of gradients would lose it.
+    mixed precision, whose gradients of gradients would lose it. Two faults of published programs are switches:
+    ``norm_over`` (see :func:`slopes`), and ``inference``, which passes the interpolates through a critic in
+    inference mode (running statistics, no dropout) while it scores real and generated images in training mode.
     """
 
-    def __init__(self, *, weight: NonNegativeFloat = 10.0, target: Annotated[float, Field(ge=0)] = 1.0) -> None:
-        self.weight = weight
-        self.target = target
+    def __init__(
+        self,
+        *,
+        weight: NonNegativeFloat = 10.0,
+        target: NonNegativeFloat = 1.0,
+        norm_over: NormOver = "image",
+        inference: bool = False,
+    ) -> None:
+        self.weight, self.target = weight, target
+        self.norm_over, self.inference = norm_over, inference
 
     def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar, differentiable with respect to the critic's weights."""
-        with torch.autocast(real.device.type, enabled=False):
+        with torch.autocast(real.device.type, enabled=False), evaluating(*([critic] if self.inference else [])):
             full = torch.promote_types(real.dtype, torch.float32)
             points = interpolate(real.to(full), fake.to(full))
-            return self.weight * (slopes(critic, points, create_graph=True) - self.target).square().mean()
+            norms = slopes(critic, points, norm_over=self.norm_over, create_graph=True)
+            return self.weight * (norms - self.target).square().mean()

@@ -6,8 +6,9 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.callbacks import evaluating, is_due
+from wganlab.callbacks import is_due
 from wganlab.lipschitz import critic_weights, interpolate, slopes
+from wganlab.networks.layers import evaluating
 
 
 class CriticDiagnostics(Callback):

@@ -10,7 +10,8 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.callbacks import evaluating, is_due
+from wganlab.callbacks import is_due
+from wganlab.networks.layers import evaluating
 
 
 def save_grid(images: Tensor, path: Path, *, columns: int | None = None) -> None:

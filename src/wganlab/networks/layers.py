@@ -1,5 +1,7 @@
 """Building blocks shared by the networks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -62,6 +64,19 @@ def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
             f"allowed are (channels, height, width) with height and width multiples of {factor}"
         )
     return shape[1] // factor, shape[2] // factor
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Networks in inference mode for a while: running statistics are used and not moved, dropout is off."""
+    before = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, training in zip(networks, before, strict=True):
+            network.train(training)
 
 
 class MinibatchDiscrimination(nn.Module):
