@@ -131,10 +131,7 @@ BAD = [
     ("+callbacks.foo._target_=builtins.dict", "callbacks.foo"),
     ("+callbacks.foo._target_=wganlab.objectives.Minimax", "callbacks.foo: must be a Lightning callback"),
     ("loss.objective._target_=wganlab.lipschitz.Unconstrained", "loss.objective: cannot run"),
-    (
-        "loss.lipschitz._target_=wganlab.objectives.Minimax ~loss.lipschitz.weight ~loss.lipschitz.target",
-        "no method penalty",
-    ),
+    ("loss=gan loss.lipschitz._target_=wganlab.objectives.Minimax", "loss.lipschitz: has no method penalty"),
     ("steps=${foo}", "foo"),
     ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),
     ("~nothing", "~nothing: there is no such key to delete"),
