@@ -113,7 +113,7 @@ def jobs(
     Sweeps are formed as by Hydra's basic sweeper; other sweepers choose values as they go, and of theirs only
     what the sweep leaves fixed is composed. Raises ConfigError for contradictions and for folders that are taken.
     """
-    folders: set[Path] = set()
+    names: set[str] = set()
     for number, job in enumerate(sweep(overrides, name, config_dir) if multirun else [list(overrides)]):
         config = compose_config(name, job, config_dir=config_dir)
         with open_dict(config):
@@ -124,21 +124,25 @@ def jobs(
             raise ConfigError(
                 "images", f"={config.images}: is a budget, and so is steps; give one of them, and the other as null"
             )
-        check_folder(config, multirun, folders)
+        check_folder(config, multirun, names)
         yield without_hydra(config)
 
 
-def check_folder(config: DictConfig, multirun: bool, folders: set[Path]) -> None:
-    """Raises ConfigError when a job's folder is taken: by a run, by a file, or by a job before it in ``folders``."""
+def check_folder(config: DictConfig, multirun: bool, names: set[str]) -> None:
+    """Raises ConfigError when a job's folder is taken: by a run, by a file, or by a job before it in ``names``.
+
+    Jobs of a sweep are told apart by name alone: composed one after the other, they may disagree on ${now:...}.
+    """
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     try:
         base = OmegaConf.select(config, key)
-        folder = Path(base, config.hydra.sweep.subdir if multirun else "")
+        name = str(config.hydra.sweep.subdir) if multirun else ""
     except OmegaConfBaseException as error:
         raise ConfigError(key, ": " + " ".join(str(error).split())) from error
-    if folder in folders:
-        raise ConfigError(key, f"={base}: two jobs of the sweep would share {folder}")
-    folders.add(folder)
+    if name in names:
+        raise ConfigError(key, f"={base}: two jobs of the sweep would share the folder {name}")
+    names.add(name)
+    folder = Path(base, name)
     if (folder / "status.json").exists():
         raise ConfigError(key, f"={base}: {folder} already holds a run; give a new folder")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
