@@ -260,6 +260,7 @@ def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["horse"], "both", 6, {7}),
         (7, "train", 5, {7}),
+        ([7, "horse"], "both", 6, {7}),
         (["cat", 7], "test", 2, {3, 7}),
         (None, "both", 60, set(range(10))),
     ],

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
 
@@ -19,7 +20,7 @@ wganlab COMMAND --help explains a command.
 """
 
 
-def job(config):  # type: ignore[no-untyped-def]  # a DictConfig, of a package that is not imported yet
+def job(config: Any) -> float | None:  # a DictConfig, of a package that is not imported yet
     """Hydra's task function, at the top of a light module: launchers ship it to their workers by name."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode

@@ -109,7 +109,7 @@ class Run:
         found = {}
         for path in sorted(self.folder.glob("samples/step_*.png")):
             step = re.fullmatch(r"step_(\d+)", path.stem)
-            if step and path.is_file() and path.read_bytes()[:4] == b"\x89PNG":
+            if step and is_png(path):
                 found[int(step[1])] = path
             else:
                 self.problems.append(f"samples/{path.name} is no grid of samples")
@@ -138,6 +138,14 @@ class Run:
         except (yaml.YAMLError, ValueError, RecursionError):
             self.problems.append(f"{name} is damaged")
         return None
+
+
+def is_png(path: Path) -> bool:
+    """Whether a path is a file that begins as a PNG does."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x89PNG"
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:

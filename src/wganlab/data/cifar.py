@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wganlab.data.mnist import with_time_out
+from wganlab.data.from_torchvision import read
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PER_CLASS = {"train": 5000, "test": 1000}
@@ -33,12 +33,11 @@ class CIFAR10:
         download: bool = False,
     ) -> None:
         self.root = Path(root).expanduser()
-        self.classes = [class_number(c) for c in (classes if isinstance(classes, list) else [classes])]
-        if classes is None or classes == []:
-            self.classes = list(range(10))
+        chosen = classes if isinstance(classes, list) else [classes] if classes is not None else []
+        self.classes = sorted({class_number(name) for name in chosen or range(10)})
         self.splits = ["train", "test"] if split == "both" else [split]
         if download:
-            self._dataset("train", download=True)
+            read("CIFAR10", self.root, train=True, download=True)
         elif not (self.root / FOLDER).is_dir():
             raise FileNotFoundError(
                 f"root={root}: {self.root / FOLDER} does not exist; unpack cifar-10-python.tar.gz "
@@ -52,7 +51,7 @@ class CIFAR10:
         """uint8 of shape (len(self), 3, 32, 32)."""
         images, self._labels = [], []
         for split in self.splits:
-            dataset = self._dataset(split)
+            dataset = read("CIFAR10", self.root, train=split == "train", damaged="is not whole, by its md5 sums")
             labels = torch.tensor(dataset.targets)
             chosen = torch.isin(labels, torch.tensor(self.classes))
             images.append(torch.from_numpy(dataset.data).permute(0, 3, 1, 2)[chosen])
@@ -63,24 +62,12 @@ class CIFAR10:
         """Class numbers of what :meth:`load` returned."""
         return torch.cat(self._labels)
 
-    def _dataset(self, split: str, download: bool = False):  # type: ignore[no-untyped-def]  # torchvision has no types
-        from torchvision import datasets
 
-        with with_time_out():
-            try:
-                return datasets.CIFAR10(str(self.root), train=split == "train", download=download)
-            except Exception as error:
-                what = "cannot be downloaded" if download else "is not whole, by its md5 sums"
-                raise ValueError(f"root={self.root}: {self.root / FOLDER} {what}: {error}") from error
-
-
-def class_number(name: int | str | None) -> int:
+def class_number(name: int | str) -> int:
     """Number of a class given by number or name. Raises ValueError for one that does not exist."""
     if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < 10:
         return name
     if name in CLASSES:
         return CLASSES.index(str(name))
-    if name is None:
-        return 0
     known = ", ".join(f"{i} {c}" for i, c in enumerate(CLASSES))
     raise ValueError(f"classes={name}: no such class; allowed are {known}")

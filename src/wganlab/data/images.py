@@ -88,7 +88,9 @@ class ImageFolder:
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(self.files), *self.shape))
         broken, kept = {}, 0
         try:
-            with ThreadPoolExecutor() as pool:
+            # filters of warnings belong to the process, not to a thread: set once, around all threads
+            with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
                 decoded = pool.map(lambda path: decode(path, self.shape), self.files)
                 for path, image in zip(self.files, progress(decoded, len(self.files), self.root), strict=True):
                     if isinstance(image, str):
@@ -133,10 +135,8 @@ def user_cache() -> Path:
 def decode(path: Path, shape: tuple[int, ...]) -> np.ndarray | str:
     """One image as uint8 of the shape, or in a few words why it cannot be."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                image = to_8_bit(ImageOps.exif_transpose(opened))
+        with Image.open(path) as opened:
+            image = to_8_bit(ImageOps.exif_transpose(opened))
         image = image.convert("L" if shape[0] == 1 else "RGB")
         image = ImageOps.fit(image, (shape[2], shape[1]), Image.Resampling.LANCZOS)
     except Exception as error:  # decoders of a dozen formats raise whatever they like

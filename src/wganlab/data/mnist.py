@@ -1,11 +1,10 @@
 """MNIST through torchvision."""
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
+
+from wganlab.data.from_torchvision import read
 
 IMAGES = {True: "train-images-idx3-ubyte", False: "t10k-images-idx3-ubyte"}
 FILES = (*IMAGES.values(), "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
@@ -24,7 +23,7 @@ class MNIST:
         raw = self.root / "MNIST" / "raw"
         missing = [name for name in FILES if not (raw / name).is_file()]
         if missing and download:
-            self._dataset(download=True)
+            read("MNIST", self.root, train=train, download=True)
         elif missing:
             raise FileNotFoundError(
                 f"root={root}: {raw} lacks {', '.join(missing)}; unpack the four MNIST files "
@@ -44,31 +43,10 @@ class MNIST:
 
     def load(self) -> Tensor:
         """uint8 of shape (60000 or 10000, 1, 28, 28)."""
-        dataset = self._dataset()
+        dataset = read("MNIST", self.root, train=self.train)
         self._labels: Tensor = dataset.targets
         return dataset.data.unsqueeze(1)
 
     def labels(self) -> Tensor:
         """Digits of what :meth:`load` returned."""
         return self._labels
-
-    def _dataset(self, download: bool = False):  # type: ignore[no-untyped-def]  # torchvision has no types
-        from torchvision import datasets
-
-        with with_time_out():
-            try:
-                return datasets.MNIST(str(self.root), train=self.train, download=download)
-            except Exception as error:
-                what = "cannot be downloaded" if download else "cannot be read"
-                raise ValueError(f"root={self.root}: MNIST {what}: {error}") from error
-
-
-@contextmanager
-def with_time_out(seconds: float = 30.0) -> Iterator[None]:
-    """Give up on a silent server: behind a firewall a download would hang for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

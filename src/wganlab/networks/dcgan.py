@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import Norm, initialise, norm_layer, smallest
+from wganlab.networks.layers import Norm, check_halvings, initialise, norm_layer, smallest
 
 EPS, MOMENTUM = 1e-3, 0.01
 
@@ -32,10 +32,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         height, width = smallest(shape, n_blocks)
-        if n_filters % 2**n_blocks:
-            raise ValueError(
-                f"n_filters={n_filters}: cannot be halved {n_blocks} times; must be a multiple of {2**n_blocks}"
-            )
+        check_halvings(n_filters, n_blocks)
         features = n_filters * height * width
 
         def norms(channels: int, images: bool = True) -> list[nn.Module]:

@@ -51,6 +51,12 @@ def initialise(network: nn.Module, scheme: Init) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def check_halvings(n_filters: int, times: int) -> None:
+    """Raises ValueError when a width cannot be halved so many times."""
+    if n_filters % 2**times:
+        raise ValueError(f"n_filters={n_filters}: cannot be halved {times} times; must be a multiple of {2**times}")
+
+
 def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
     """Height and width before the first of ``n_blocks`` doublings.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import FeatureCritic, Norm, Output, initialise, norm_layer, smallest
+from wganlab.networks.layers import FeatureCritic, Norm, Output, check_halvings, initialise, norm_layer, smallest
 
 EPS, MOMENTUM = 1e-3, (0.2, 0.01)
 
@@ -32,11 +32,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         height, width = smallest(shape, n_blocks)
-        if n_filters % 2 ** (n_blocks - 1):
-            raise ValueError(
-                f"n_filters={n_filters}: cannot be halved {n_blocks - 1} times; "
-                f"must be a multiple of {2 ** (n_blocks - 1)}"
-            )
+        check_halvings(n_filters, n_blocks - 1)
         features = n_filters * height * width
 
         def norms(channels: int, index: int, images: bool = True) -> list[nn.Module]:

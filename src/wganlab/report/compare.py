@@ -38,7 +38,7 @@ def arms(runs: Sequence[Run]) -> list[str]:
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
     columns: dict[str, list[str]] = {}
     for key in given:
-        values = [run.overrides.get(key) or run.choices.get(key) or str(_select(run.config, key)) for run in runs]
+        values = [run.overrides.get(key) or run.choices.get(key) or str(select(run.config, key)) for run in runs]
         if len(set(values)) > 1:
             columns[key] = values
     contents = list(zip(*differing.values(), strict=True)) or [()] * len(runs)
@@ -56,7 +56,8 @@ def identity(run: Run) -> str:
     )
 
 
-def _select(config: Any, key: str) -> Any:
+def select(config: Any, key: str) -> Any:
+    """The value at a dotted key of plain containers; ABSENT where there is none."""
     for part in key.split("."):
         config = config.get(part, ABSENT) if isinstance(config, dict) else ABSENT
     return config

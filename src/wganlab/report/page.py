@@ -11,7 +11,7 @@ import jinja2
 
 from wganlab.files import write_text
 from wganlab.report import figures
-from wganlab.report.compare import arms, differing_keys, results, to_csv
+from wganlab.report.compare import ABSENT, arms, differing_keys, results, select, to_csv
 from wganlab.runs import Run
 
 #: Column of the page's table -> (heading, format, what it means).
@@ -132,11 +132,10 @@ def histogram(run: Run, colour: str) -> str | None:
     if not path.is_file():
         run.problems.append("checkpoints/last.ckpt is missing")
         return None
-    lipschitz = run.config.get("loss", {}).get("lipschitz") if isinstance(run.config.get("loss"), dict) else None
-    bound = lipschitz.get("bound") if isinstance(lipschitz, dict) else None
+    bound = select(run.config, "loss.lipschitz.bound")
     try:
         weights = figures.critic_weights(torch.load(path, map_location="cpu", weights_only=True))
-        figure = figures.weight_histogram(weights, float(bound) if bound else None, colour)
+        figure = figures.weight_histogram(weights, float(bound) if bound not in (ABSENT, None) else None, colour)
     except Exception:  # a truncated or foreign file fails in many ways, and a report shows what there is
         run.problems.append("checkpoints/last.ckpt cannot be read")
         return None
