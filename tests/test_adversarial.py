@@ -89,7 +89,7 @@ def test_each_network_learns_from_its_own_loss_only(loss: str, tmp_path: Path) -
     before = [parameter.grad.clone() for parameter in module.critic.parameters() if parameter.grad is not None]
     optimizer = torch.optim.SGD(module.generator.parameters(), lr=0.0)
     module.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
-    module.generator_step(4, optimizer)
+    module.generator_step(torch.randn(4, 2), module.latents(4), optimizer)
     after = [parameter.grad for parameter in module.critic.parameters()]
     assert before
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if b is not None)

@@ -20,10 +20,10 @@ def test_sample_writes_grid_images_and_interpolation(sweep: Path, run_of: Callab
     done = wganlab("sample", "run=out/loss=wgan_gp", "n=9", "interpolations=3", "frames=5", cwd=sweep.parent)
     assert done.returncode == 0, done.stderr
     made = run_of("wgan_gp") / "generated" / "last_seed0_n9"
-    assert sorted(path.name for path in made.iterdir()) == ["grid.png", "images", "interpolation.png"]
+    assert sorted(path.name for path in made.iterdir()) == ["images", "interpolation.png", "samples.png"]
     assert sorted(path.name for path in (made / "images").iterdir()) == [f"{i:05d}.png" for i in range(9)]
     assert Image.open(made / "images" / "00000.png").size == (28, 28)
-    assert Image.open(made / "grid.png").size == (3 * 29 + 1, 3 * 29 + 1)
+    assert Image.open(made / "samples.png").size == (3 * 29 + 1, 3 * 29 + 1)
     assert Image.open(made / "interpolation.png").size == (5 * 29 + 1, 3 * 29 + 1)
 
 
@@ -31,7 +31,7 @@ def test_sample_is_reproducible_and_depends_on_the_seed(run_of: Callable[[str], 
     run = run_of("gan")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         sample([f"run={run}", "n=4", f"seed={seed}", "checkpoint=best", f"output={tmp_path / name}"])
-    a, b, c = ((tmp_path / name / "grid.png").read_bytes() for name in "abc")
+    a, b, c = ((tmp_path / name / "samples.png").read_bytes() for name in "abc")
     assert a == b
     assert a != c
 

@@ -1,4 +1,8 @@
-"""The training loop: who updates when. It knows no method by name."""
+"""The training loop: who updates when. It knows no method by name.
+
+:class:`AdversarialModule` is Algorithm 1 of the papers. The classes after it are what published programs and figures do
+instead, each a choice of conf/training/.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -11,7 +15,7 @@ from torch.optim import Optimizer
 
 from wganlab.data.stream import to_unit_range
 from wganlab.lipschitz import Unconstrained
-from wganlab.objectives import Objective
+from wganlab.objectives import FeatureMatching, Objective
 
 Latent = Literal["normal", "uniform"]
 
@@ -32,7 +36,7 @@ def sample_latents(
 
 
 class AdversarialModule(LightningModule):
-    """Alternates ``n_critic`` critic steps, each on fresh real images, with one generator step.
+    """Alternates ``n_critic`` critic steps, each on fresh real images, with one generator step on fresh latents.
 
     ``training_step`` receives real images as stored, shape (n_critic, batch, *shape), and makes one generator
     step: the unit of time. ``trainer.global_step`` counts generator steps. ``optimizer`` holds, under
@@ -53,11 +57,12 @@ class AdversarialModule(LightningModule):
         n_critic: PositiveInt,
         latent_dim: PositiveInt,
         latent: Latent = "normal",
+        feature_matching: FeatureMatching | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generator, self.critic = generator, critic
-        self.objective, self.lipschitz = objective, lipschitz
+        self.objective, self.lipschitz, self.feature_matching = objective, lipschitz, feature_matching
         self.make_optimizer = optimizer
         self.n_critic, self.latent_dim, self.latent = n_critic, latent_dim, latent
         self.shape: tuple[int, ...] = ()
@@ -76,6 +81,14 @@ class AdversarialModule(LightningModule):
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
         return sample_latents(n, self.latent_dim, self.latent, **options)
 
+    def critic_latents(self, real: Tensor) -> Tensor:
+        """Latents of the critic step on ``real``."""
+        return self.latents(len(real))
+
+    def generator_latents(self, last: Tensor) -> Tensor:
+        """Latents of the generator step, given those of the critic step before it."""
+        return self.latents(len(last))
+
     def scaled(self, real: Tensor) -> Tensor:
         """Real images as stored, in [-1, 1] and in the precision of the networks."""
         return to_unit_range(real, self.dtype)  # type: ignore[arg-type]
@@ -85,34 +98,52 @@ class AdversarialModule(LightningModule):
         # Lightning counts every optimizer's steps as global steps: silence the critic's, so that the trainer,
         # its checkpoints and its loggers all count generator steps.
         critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
-        for real in self.scaled(batch):
-            self.critic_step(real, critic_optimizer)
-        self.generator_step(batch.shape[1], generator_optimizer)
+        self.alternate(self.scaled(batch), generator_optimizer, critic_optimizer)
 
-    def critic_step(self, real: Tensor, optimizer: Any) -> None:
-        """One step of the critic on real images (batch, *shape) and as many generated ones."""
+    def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
+        """All updates of one generator step, on real images (n_critic, batch, *shape) in [-1, 1]."""
+        for real in reals:
+            latents = self.critic_latents(real)
+            self.critic_step(real, latents, critic_optimizer)
+        self.generator_step(real, self.generator_latents(latents), generator_optimizer)
+
+    def critic_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
+        """One step of the critic on real images (batch, *shape) and the images of as many latents."""
         with torch.no_grad():  # the critic's loss is no business of the generator
-            fake = self.generator(self.latents(len(real)))
-        real_scores, fake_scores = self.critic(real), self.critic(fake)
-        penalty = self.lipschitz.penalty(self.critic, real, fake)
-        loss = self.objective.critic_loss(real_scores, fake_scores) + penalty
+            fake = self.generator(latents)
+        loss, _ = self.critic_loss(real, fake)
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
         self.lipschitz.project(self.critic)
-        self._critic_window.append(
-            (loss.detach(), penalty.detach(), real_scores.detach().mean(), fake_scores.detach().mean())
-        )
 
-    def generator_step(self, batch_size: int, optimizer: Any) -> None:
-        """One step of the generator on ``batch_size`` fresh latents."""
+    def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
+        """One step of the generator on latents; ``real`` are images that the critic has just seen."""
         self.critic.requires_grad_(False)  # gradients flow through the critic, not into its weights
-        loss = self.objective.generator_loss(self.critic(self.generator(self.latents(batch_size))))
+        fake = self.generator(latents)
+        loss = self.generator_loss(real, fake, self.critic(fake))
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
         self.critic.requires_grad_(True)
+
+    def critic_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """What the critic minimises, and its scores of ``fake``."""
+        real_scores, fake_scores = self.critic(real), self.critic(fake)
+        penalty = self.lipschitz.penalty(self.critic, real, fake)
+        loss = self.objective.critic_loss(real_scores, fake_scores) + penalty
+        self._critic_window.append(
+            (loss.detach(), penalty.detach(), real_scores.detach().mean(), fake_scores.detach().mean())
+        )
+        return loss, fake_scores
+
+    def generator_loss(self, real: Tensor, fake: Tensor, fake_scores: Tensor) -> Tensor:
+        """What the generator minimises."""
+        loss = self.objective.generator_loss(fake_scores)
+        if self.feature_matching:
+            loss = self.feature_matching(loss, self.critic, real, fake)
         self._generator_window.append(loss.detach())
+        return loss
 
     def window_means(self) -> dict[str, float]:
         """Training metrics averaged over all steps since the last call (one transfer from the device).
@@ -133,3 +164,64 @@ class AdversarialModule(LightningModule):
             "critic/fake_score": fake,
             "generator/loss": generator_loss,
         }
+
+
+class SharedPass(AdversarialModule):
+    """Takes both gradients from one forward pass: the generator's loss uses the critic before its update.
+
+    So does the walk-through of MNIST with a DCGAN. With ``n_critic`` above one, the last critic step is the shared one.
+    """
+
+    def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
+        *before, real = reals
+        for earlier in before:
+            self.critic_step(earlier, self.critic_latents(earlier), critic_optimizer)
+        fake = self.generator(self.critic_latents(real))
+        critic_loss, fake_scores = self.critic_loss(real, fake)
+        generator_loss = self.generator_loss(real, fake, fake_scores)
+        generator_optimizer.zero_grad()
+        critic_optimizer.zero_grad()
+        self.manual_backward(generator_loss, inputs=list(self.generator.parameters()), retain_graph=True)
+        self.manual_backward(critic_loss, inputs=list(self.critic.parameters()))
+        generator_optimizer.step()
+        critic_optimizer.step()
+        self.lipschitz.project(self.critic)
+
+
+class ReusedLatents(AdversarialModule):
+    """Shows the generator step the latents of the critic step before it, as the MLP walk-through of MNIST does."""
+
+    def generator_latents(self, last: Tensor) -> Tensor:
+        return last
+
+
+class FixedGenerator(AdversarialModule):
+    """Trains the critic alone, against real samples plus unit Gaussian noise (WGAN-GP, arXiv 1704.00028, figure 1a).
+
+    The generator of the model is put aside: its place is taken by the identity, and "latents" are noisy samples.
+    """
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts | {"generator": nn.Identity()})
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        idle = torch.optim.SGD([nn.Parameter(torch.zeros(0))])  # counts the steps
+        return [idle, self.make_optimizer["critic"](self.critic.parameters())]
+
+    def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
+        noise = torch.randn(n, *self.shape, **options)
+        if self._trainer is None:
+            return noise
+        return noise + self.scaled(self.trainer.train_dataloader.reference(n))  # type: ignore[union-attr]
+
+    def critic_latents(self, real: Tensor) -> Tensor:
+        return real + torch.randn_like(real)
+
+    def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
+        with torch.no_grad():
+            self.generator_loss(real, latents, self.critic(latents))
+        optimizer.step()
+
+    def generator_latents(self, last: Tensor) -> Tensor:
+        return last

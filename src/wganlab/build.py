@@ -15,9 +15,9 @@ from pydantic import Field, PositiveInt
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.adversarial import AdversarialModule
 from wganlab.config import written_key
-from wganlab.data import Source
+from wganlab.data import Source, size
 from wganlab.schema import ConfigError, check_call, check_targets, is_node
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -28,6 +28,7 @@ def settings(
     dataset: Mapping,
     model: Mapping,
     loss: Mapping,
+    training: Mapping,
     accelerator: Mapping,
     logger: Mapping | None,
     callbacks: Mapping,
@@ -66,17 +67,20 @@ def objections(config: DictConfig, key: str) -> Iterator[None]:
     raise ConfigError(key, f": {cause}") from cause
 
 
+#: The two groups whose keys together are the arguments of the AdversarialModule.
+MODEL = ("generator", "critic", "latent_dim", "latent")
+LOSS = ("objective", "lipschitz", "optimizer", "n_critic", "feature_matching")
+OPTIONAL = ("latent", "feature_matching")
 #: What wganlab itself gives to the parts, and no config can set.
 GIVEN = {
     "model.generator": ("latent_dim", "shape"),
     "model.critic": ("shape",),
+    "training": (*MODEL, *LOSS),
     "loss.optimizer.generator": ("params",),
     "loss.optimizer.critic": ("params",),
     "accelerator": ("max_steps", "folder", "callbacks", "logger"),
     "logger": ("save_dir",),
 }
-#: The two groups whose keys together are the arguments of the AdversarialModule.
-MODEL, LOSS = ("generator", "critic", "latent_dim", "latent"), ("objective", "lipschitz", "optimizer", "n_critic")
 
 
 def check(config: DictConfig) -> None:
@@ -96,8 +100,8 @@ def check(config: DictConfig) -> None:
         raise ConfigError(written_key(config, error.key), error.message) from None
     source = construct(config, "dataset")
     with objections(config, "dataset"):
-        length, _ = len(source), tuple(source.shape)
-    if config.batch_size > length:
+        length, _ = size(source), tuple(source.shape)
+    if length is not None and config.batch_size > length:
         raise ConfigError("batch_size", f"={config.batch_size}: must be at most the {length} samples of the data set")
     construct(config, "accelerator", max_steps=1)
     for name, callback in construct(config, "callbacks").items():
@@ -112,7 +116,7 @@ def check_values(plain: dict[str, Any]) -> dict[str, Any]:
     converted |= check_targets(plain, GIVEN)
     for group, names, others in (("model", MODEL, LOSS), ("loss", LOSS, MODEL)):
         converted |= check_call(AdversarialModule, plain[group], f"{group}.", given=others)
-        if missing := [name for name in names if name not in plain[group] and name != "latent"]:
+        if missing := [name for name in names if name not in plain[group] and name not in OPTIONAL]:
             raise ConfigError(f"{group}.{missing[0]}", ": is missing and has no default")
     return converted
 
@@ -125,8 +129,9 @@ def check_optimizers(config: DictConfig) -> None:
         if not is_node(node.get(name)):
             raise ConfigError(f"loss.optimizer.{name}", f"={node.get(name)}: must be a node with _target_")
         shared |= {str(value)[4:-1] for value in node[name].values() if str(value).startswith("${..")}
+    shared |= node["generator"].keys() & node["critic"].keys()  # both may have been given values of their own
     for key in node.keys() - shared - {"generator", "critic"}:
-        allowed = ", ".join([*sorted(shared), "generator", "critic"])
+        allowed = ", ".join([*sorted(key for key in shared if key[0] != "_" and key in node), "generator", "critic"])
         raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
 
 
@@ -136,7 +141,7 @@ def check_networks(config: DictConfig, source: Source) -> None:
     with torch.device("meta"):
         module = build_module(config, source)
         try:
-            fake = module.generator(sample_latents(n, module.latent_dim, module.latent))
+            fake = module.generator(module.latents(n).to("meta"))
             if fake.shape[1:] != tuple(source.shape):
                 made, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
                 raise ConfigError("model.generator", f": makes samples of {made}, the data set has {wanted}")
@@ -157,6 +162,8 @@ def check_loss(module: AdversarialModule, scores: Tensor) -> None:
             raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.lipschitz.Unconstrained")
     try:
         losses = module.objective.critic_loss(scores, scores), module.objective.generator_loss(scores)
+        if module.feature_matching and not hasattr(module.critic, "features"):
+            raise ConfigError("loss.feature_matching", ": the critic of this model has no features")
     except NotImplementedError:
         return
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -172,7 +179,8 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
     torch.manual_seed(2 * config.seed + 1)
     critic: nn.Module = construct(config, "model.critic", shape=source.shape)
     rest = {key: config.model[key] for key in config.model if key not in ("generator", "critic")}
-    module = AdversarialModule(generator=generator, critic=critic, **rest, **construct(config, "loss"))
+    parts = {"generator": generator, "critic": critic, **rest, **construct(config, "loss")}
+    module: AdversarialModule = construct(config, "training", **parts)
     module.shape = tuple(source.shape)
     try:
         module.configure_optimizers()

@@ -11,6 +11,8 @@ HELP = """wganlab: train GANs that differ in exactly one declared thing, and see
 
   wganlab train    train one run, or with -m every combination of a sweep
                    wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits
+  wganlab study    run all arms of a study of experiments/, and compare them
+                   wganlab study s2_mlp_mnist dataset.root=data
   wganlab report   compare runs and sweeps: results.csv and a self-contained index.html
                    wganlab report outputs/2026-01-31/12-00-00_sweep
   wganlab sample   images and a latent interpolation from a trained generator
@@ -62,6 +64,23 @@ def train(arguments: Sequence[str]) -> None:
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
 
 
+def study(arguments: Sequence[str]) -> None:
+    """Sweep the arms of a study, and compare them."""
+    from wganlab.study import arm_names, find_study, multirun, read_study, studies
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed= name\n"
+        )
+        for name, folder in studies().items():
+            print(f"{name}: {read_study(folder)['question']}\n    arms={','.join(arm_names(folder))}")
+        return
+    sweep_arguments, sweep_dir = multirun(find_study(arguments[0]), arguments[1:])
+    train(sweep_arguments)
+    if Path(sweep_dir).is_dir():  # not when only asked for a config
+        report([sweep_dir])
+
+
 def report(arguments: Sequence[str]) -> None:
     """Compare saved runs, and say where the page is."""
     parser = argparse.ArgumentParser(
@@ -89,7 +108,9 @@ def sample(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         from wganlab.config import conf_dir
 
-        print("wganlab sample key=value ...: writes grid.png, interpolation.png and images/\n")
+        print(
+            "wganlab sample key=value ...: writes samples.png, interpolation.png and images/ (points.csv of points)\n"
+        )
         print((conf_dir() / "sample.yaml").read_text(), end="")
         return
     from wganlab.sample import main
@@ -97,7 +118,12 @@ def sample(arguments: Sequence[str]) -> None:
     main(arguments)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "report": report, "sample": sample}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "study": study,
+    "report": report,
+    "sample": sample,
+}
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ def conf_dir() -> Path:
 
 def folder_name(overrides: str) -> str:
     """A job's overrides as the name of its folder: / becomes a dot; a hash stands for whatever else is changed."""
+    overrides = re.sub(r"(^|,)\+", r"\1", overrides)
     name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides.replace("/", "."), flags=re.ASCII)
     if name != overrides.replace("/", ".") or len(name) > MAX_FOLDER_NAME:
         name = f"{name[:MAX_FOLDER_NAME]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
@@ -94,14 +95,20 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
 
 
 def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a multirun, and one more that keeps what all jobs share out of their names."""
+    """The overrides of a multirun, and one more that keeps what all jobs share out of their names.
+
+    The arm of a study and its seed stay in, however few are run: a job has the same name in every sweep of the study.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise one_line(error, "train", overrides) from error
-    shared = [override.key_or_group for override in parsed if not override.is_sweep_override()]
-    if len(shared) == len(parsed):
+    keys = [override.key_or_group for override in parsed]
+    named = {"arms", "seed"} if "arms" in keys else set()
+    named |= {override.key_or_group for override in parsed if override.is_sweep_override()}
+    if not named:
         return list(overrides)
+    shared = [key for key in keys if key not in named]
     return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote, shared))}]"]
 
 

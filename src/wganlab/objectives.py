@@ -6,7 +6,9 @@ methods of :class:`Objective` is one; name it in a ``conf/loss/objective/*.yaml`
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 
@@ -56,3 +58,21 @@ class Wasserstein:
     def generator_loss(self, fake_scores: Tensor) -> Tensor:
         """- E[f(G(z))]  (Algorithm 1, line 10)."""
         return -fake_scores.mean()
+
+
+class FeatureMatching:
+    """weight * || E[f(x)] - E[f(G(z))] ||^2 over the critic's last features f (Salimans et al. 2016, section 3.1).
+
+    arXiv 1606.03498 puts it in the place of the generator's loss (``score_weight`` 0); above zero, that much of the
+    loss over scores is added. The critic keeps its own loss.
+    """
+
+    def __init__(self, *, weight: PositiveFloat = 1.0, score_weight: NonNegativeFloat = 0.0) -> None:
+        self.weight, self.score_weight = weight, score_weight
+
+    def __call__(self, score_loss: Tensor, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar that the generator minimises. Raises AttributeError for a critic without ``features``."""
+        with torch.no_grad():
+            wanted = critic.features(real).mean(0)  # type: ignore[operator]
+        gap = wanted - critic.features(fake).mean(0)  # type: ignore[operator]
+        return self.weight * gap.square().sum() + self.score_weight * score_loss

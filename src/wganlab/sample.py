@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, PositiveInt
@@ -15,8 +16,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from wganlab.adversarial import sample_latents
 from wganlab.build import Seed, construct
-from wganlab.callbacks.samples import save_grid
 from wganlab.config import compose_config, quote_paths, without_hydra
+from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call
 
@@ -35,7 +36,7 @@ def settings(
 
 
 def main(overrides: Sequence[str]) -> None:
-    """Write grid.png, interpolation.png and images/*.png, all or nothing, and say where."""
+    """Write samples.png, interpolation.png and each sample, all or nothing, and say where."""
     config = without_hydra(compose_config("sample", quote_paths(overrides)))
     if OmegaConf.is_missing(config, "run"):
         raise ConfigError("run", ": is missing; give a run folder, as in wganlab sample run=PATH n=64")
@@ -44,6 +45,8 @@ def main(overrides: Sequence[str]) -> None:
     if "model" not in run.config:
         raise ConfigError("run", f"={config.run}: its .hydra/config.yaml is damaged")
     trained: DictConfig = OmegaConf.create(run.config)
+    if run.choices.get("training") == "fixed_generator":
+        raise ConfigError("run", f"={config.run}: its generator was fixed (training=fixed_generator); nothing to draw")
     generator = load_generator(trained, run.checkpoint(config.checkpoint))
     output = Path(config.output)
     check_output(output)
@@ -56,12 +59,12 @@ def main(overrides: Sequence[str]) -> None:
             Path(part, "new").rename(output)
     except OSError as error:
         raise ConfigError("output", f"={output}: cannot be written ({error})") from error
-    print(f"{config.n} images, a grid and an interpolation: {os.path.relpath(output)}")
+    print(f"{config.n} samples, a picture of them and an interpolation: {os.path.relpath(output)}")
 
 
 def check_output(output: Path) -> None:
     """Raises ConfigError unless the folder is new or holds samples and nothing else."""
-    ours = {"grid.png", "images", "interpolation.png"}
+    ours = {"samples.png", "images", "points.csv", "interpolation.png"}
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= ours):
         raise ConfigError("output", f"={output}: exists and holds something else than samples; name a new folder")
 
@@ -86,16 +89,21 @@ def load_generator(config: DictConfig, checkpoint: Path) -> nn.Module:
 
 @torch.no_grad()
 def write_samples(generator: nn.Module, model: DictConfig, config: DictConfig, folder: Path) -> None:
-    """grid.png of ``n`` images, each of them under images/, and interpolation.png with a path in each row."""
+    """samples.png of ``n`` samples, each under images/ or in points.csv; interpolation.png of paths between latents."""
     random = torch.Generator().manual_seed(config.seed)
-    images = generator(sample_latents(config.n, model.latent_dim, model.latent, generator=random))
-    save_grid(images, folder / "grid.png")
-    (folder / "images").mkdir(parents=True)
-    for i, image in enumerate(images):
-        to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
+    samples = generator(sample_latents(config.n, model.latent_dim, model.latent, generator=random))
     ends = [sample_latents(config.interpolations, model.latent_dim, model.latent, generator=random) for _ in range(2)]
-    paths = interpolate_latents(*ends, frames=config.frames, spherical=model.latent == "normal")
-    save_grid(generator(paths.flatten(0, 1)), folder / "interpolation.png", columns=config.frames)
+    latents = interpolate_latents(*ends, frames=config.frames, spherical=model.latent == "normal")
+    between = generator(latents.flatten(0, 1))
+    save_samples(samples, folder / "samples.png")
+    if samples.dim() == 2:
+        np.savetxt(folder / "points.csv", samples.numpy(), delimiter=",", fmt="%.6g")
+        save_scatter(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", paths=True)
+        return
+    save_grid(between, folder / "interpolation.png", columns=config.frames)
+    (folder / "images").mkdir()
+    for i, image in enumerate(samples):
+        to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
 
 
 def interpolate_latents(start: Tensor, end: Tensor, *, frames: int, spherical: bool) -> Tensor:

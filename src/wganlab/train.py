@@ -22,8 +22,8 @@ from wganlab.build import build_module, check, construct, generator_steps, objec
 from wganlab.callbacks.history import History
 from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
-from wganlab.data import Source
-from wganlab.data.stream import BatchStream
+from wganlab.data import Source, size
+from wganlab.data.stream import BatchStream, EndlessStream
 from wganlab.files import write_json
 from wganlab.loggers import WandbLogger
 from wganlab.runs import final_and_best
@@ -72,16 +72,15 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         callbacks=[*filter(None, construct(config, "callbacks").values()), history, ProgressReport(history)],
         logger=logger or False,
     )
+    device = trainer.strategy.root_device
+    options = {"batch_size": config.batch_size, "n_critic": module.n_critic, "steps": steps, "seed": config.seed}
     with objections(config, "dataset"):
-        samples = source.load()
+        samples = None if size(source) is None else source.load().to(device)
     with objections(config, ""):  # broken files may have left fewer samples than a batch
-        stream = BatchStream(
-            samples.to(trainer.strategy.root_device),
-            batch_size=config.batch_size,
-            n_critic=module.n_critic,
-            steps=steps,
-            seed=config.seed,
-        )
+        if samples is None:
+            stream: BatchStream = EndlessStream(source.draw, device=device, **options)  # type: ignore[attr-defined]
+        else:
+            stream = BatchStream(samples, **options)
     announce(config, module, source, trainer)
     exit_code, summary = 1, None
     try:
@@ -105,9 +104,11 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
 def announce(config: DictConfig, module: AdversarialModule, source: Source, trainer: pl.Trainer) -> None:
     """One line that says what is about to be trained."""
     generator, critic = (count_parameters(net) / 1e6 for net in (module.generator, module.critic))
+    n = size(source)
+    samples = f"{'endless' if n is None else format(n, ',')} samples of {'x'.join(map(str, source.shape))}"
     print(
         f"{trainer.max_steps} generator steps, n_critic {module.n_critic}, batch {config.batch_size}: "
-        f"{len(source):,} samples of {'x'.join(map(str, source.shape))}, generator {generator:.2f} M and "
+        f"{samples}, generator {generator:.2f} M and "
         f"critic {critic:.2f} M parameters, on {trainer.strategy.root_device}",
         flush=True,
     )

@@ -24,10 +24,8 @@ class Evaluation(Callback):
         self.every, self.n = every, n
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        samples: Tensor = trainer.train_dataloader.samples  # type: ignore[union-attr]
-        n = min(self.n, len(samples) // 2)
-        rows = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[: 2 * n]
-        self.real, others = module.scaled(samples[rows.to(samples.device)]).split(n)
+        samples = module.scaled(trainer.train_dataloader.reference(2 * self.n))  # type: ignore[union-attr]
+        self.real, others = samples.split(len(samples) // 2)[:2]
         self.real_distance = wasserstein(self.real, others)
 
     def on_train_batch_end(  # type: ignore[override]

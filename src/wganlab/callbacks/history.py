@@ -36,14 +36,16 @@ class History(Callback):
     """Writes a row to metrics.csv, and to every logger, every so many generator steps and whenever something was
     observed in between.
 
-    Training metrics are means over the steps since the row before. ``images_seen`` counts real images seen by the
-    critic, ``epoch`` passes over the data set (less its last partial batch), ``seconds`` the time since training began.
+    An epoch that is longer than that ends with a row, too. Training metrics are means over the steps since the row
+    before. ``images_seen`` counts real images seen by the critic, ``epoch`` passes over the data set (less its last
+    partial batch; none of an endless one), ``seconds`` the time since training began.
     Raises FloatingPointError after a row whose losses are not finite.
     """
 
     def __init__(self, *, every: PositiveInt) -> None:
         self.every = every
         self.rows: list[dict[str, float]] = []
+        self.epoch_ended = False  # at the current step, with a row of its own
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
         self.path = Path(trainer.default_root_dir, "metrics.csv")
@@ -56,13 +58,17 @@ class History(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
-        if not (module.observed or is_due(trainer, self.every)):
+        per_epoch = trainer.train_dataloader.batches_per_epoch  # type: ignore[union-attr]
+        step, n_critic, batch_size = trainer.global_step, *batch.shape[:2]
+        if not (
+            module.observed or is_due(trainer, self.every) or self._ends_epoch(step * n_critic, n_critic, per_epoch)
+        ):
             return
-        now, images = time.perf_counter(), trainer.global_step * batch.shape[0] * batch.shape[1]
+        now, images = time.perf_counter(), step * n_critic * batch_size
         row = {
-            "step": trainer.global_step,
+            "step": step,
             "images_seen": images,
-            "epoch": trainer.global_step * batch.shape[0] / trainer.train_dataloader.batches_per_epoch,  # type: ignore[union-attr]
+            **({"epoch": step * n_critic / per_epoch} if per_epoch else {}),
             "seconds": now - self.started,
             "speed/images_per_second": (images - self.last_images) / (now - self.last_time),
             **module.window_means(),
@@ -77,6 +83,12 @@ class History(Callback):
                 raise FloatingPointError(f"{key} is {row[key]} at generator step {row['step']}: training has diverged")
         for logger in trainer.loggers:
             logger.log_metrics({key: row[key] for key in row if key != "step"}, step=trainer.global_step)
+
+    def _ends_epoch(self, batches: int, n_critic: int, per_epoch: int | None) -> bool:
+        """Whether this step has seen the end of an epoch that is longer than the steps between rows."""
+        if not per_epoch or per_epoch < self.every * n_critic:
+            return False
+        return batches // per_epoch > (batches - n_critic) // per_epoch
 
     def _write(self, row: dict[str, float]) -> None:
         new = [key for key in row if key not in self.columns]

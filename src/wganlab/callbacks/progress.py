@@ -1,9 +1,10 @@
-"""How far training is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""How far training is: a bar on a terminal, a plain line every few seconds elsewhere, and a line for each epoch."""
 
 import sys
 import time
 from typing import Any
 
+import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,11 +19,15 @@ LINE = 5.0
 
 
 class ProgressReport(Callback):
-    """Generator step, losses, Wasserstein estimate, images/s and time left, from the last logged row."""
+    """Generator step, losses, Wasserstein estimate, images/s and time left, from the last logged row.
+
+    An epoch that ends with a row of its own (see :class:`History`) gets a line with its mean losses.
+    """
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.bar: Progress | None = None
+        self.reported = 0  # rows of the history that belong to epochs already reported
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.started = self.shown = time.perf_counter()
@@ -41,6 +46,7 @@ class ProgressReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._report_epoch()
         now, step = time.perf_counter(), trainer.global_step
         last = step == trainer.max_steps
         if now - self.shown < (REDRAW if self.bar else LINE) and not last:
@@ -51,6 +57,27 @@ class ProgressReport(Callback):
         else:
             left = (now - self.started) / step * (trainer.max_steps - step)
             print(f"step {step}/{trainer.max_steps}  {self._text()}  {left:.0f} s left", flush=True)
+
+    def _report_epoch(self) -> None:
+        """Print the means of an epoch that has just ended: of its rows, each weighted by the steps it covers."""
+        if not self.history.epoch_ended:
+            return
+        rows = self.history.rows
+        before = rows[self.reported - 1]["step"] if self.reported else 0
+        steps = np.diff([before, *(row["step"] for row in rows[self.reported :])])
+        critic, generator, real, fake = (
+            np.average([row[key] for row in rows[self.reported :]], weights=steps)
+            for key in ("critic/loss", "generator/loss", "critic/real_score", "critic/fake_score")
+        )
+        self.reported = len(rows)
+        line = (
+            f"epoch {int(rows[-1]['epoch'])}  generator {generator:.2f}  critic {critic:.2f}  scores: real {real:.2f}  "
+            f"fake {fake:.2f}  {rows[-1]['seconds'] / 60:.1f} min"
+        )
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop()

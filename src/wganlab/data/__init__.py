@@ -10,9 +10,13 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """A data set that is described before it is read."""
+    """A data set that is described before it is read.
 
-    #: Shape of one sample: (channels, height, width).
+    One that draws fresh samples for ever says so by a true ``endless`` and has ``draw(n, random)``, as
+    :class:`wganlab.data.toys.Points`, instead of a length.
+    """
+
+    #: Shape of one sample: (channels, height, width), or (dimensions,) of a point.
     shape: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -20,9 +24,15 @@ class Source(Protocol):
         ...
 
     def load(self) -> Tensor:
-        """All samples, uint8 of shape (len(self), *shape); 0 and 255 become -1 and 1 in the training step."""
+        """All samples, of shape (len(self), *shape): uint8, whose 0 and 255 become -1 and 1 in the training step, or
+        floating-point, taken as they are."""
         ...
 
     def labels(self) -> Tensor | None:
         """Class numbers of what ``load`` returned, shape (n,); None where there are no classes."""
         ...
+
+
+def size(source: Source) -> int | None:
+    """Number of samples; None for an endless source."""
+    return None if getattr(source, "endless", False) else len(source)

@@ -1,6 +1,7 @@
 """The stream of real batches that the critic sees."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +21,15 @@ class BatchStream:
     """
 
     def __init__(self, samples: Tensor, *, batch_size: int, n_critic: int, steps: int, seed: int) -> None:
+        if len(samples) < batch_size:
+            raise ValueError(f"batch_size={batch_size}: must be at most the number of samples, {len(samples)}")
         self.samples = samples
         self.batch_size, self.n_critic, self.steps, self.seed = batch_size, n_critic, steps, seed
-        self.batches_per_epoch = len(samples) // batch_size
-        if not self.batches_per_epoch:
-            raise ValueError(f"batch_size={batch_size}: must be at most the number of samples, {len(samples)}")
-        self.step = 0
+        #: Batches in one pass over the data; None where there are no passes.
+        self.batches_per_epoch: int | None = len(samples) // batch_size
+        self._period = len(samples) // batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self.step = 0
 
     def __len__(self) -> int:
         return self.steps
@@ -34,21 +37,48 @@ class BatchStream:
     def __iter__(self) -> Iterator[Tensor]:
         while self.step < self.steps:
             first = self.step * self.n_critic
-            rows = torch.stack([self._rows(first + i) for i in range(self.n_critic)])
+            batches = [self._batch(first + i) for i in range(self.n_critic)]
             self.step += 1
-            yield self.samples[rows]
+            yield torch.stack(batches)
 
-    def _rows(self, batch: int) -> Tensor:
-        """Row numbers of the batch-th batch of the stream; shape (batch_size,)."""
-        epoch, position = divmod(batch, self.batches_per_epoch)
+    def _batch(self, number: int) -> Tensor:
+        """A batch of the stream, by its number; shape (batch_size, *shape)."""
+        epoch, position = divmod(number, self._period)
         if epoch != self._epoch:
-            order = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch = epoch
-            self._order = torch.randperm(len(self.samples), generator=order).to(self.samples.device)
-        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+            self._begin(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return self.samples[self._order[position * self.batch_size : (position + 1) * self.batch_size]]
+
+    def _begin(self, random: torch.Generator) -> None:
+        """Make an epoch ready: the order of its samples."""
+        self._order = torch.randperm(len(self.samples), generator=random).to(self.samples.device)
+
+    def reference(self, n: int) -> Tensor:
+        """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
+        rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
+        return self.samples[rows.to(self.samples.device)]
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.step = state["step"]
+
+
+class EndlessStream(BatchStream):
+    """Fresh samples for every batch, drawn in blocks by an endless source's ``draw(n, random)``."""
+
+    BLOCK = 64  # batches
+
+    def __init__(self, draw: Callable[[int, torch.Generator], Any], *, device: torch.device, **options: int) -> None:
+        self.draw, self.device = draw, device
+        super().__init__(self.reference(self.BLOCK * options["batch_size"]), **options)
+        self.batches_per_epoch = None
+        self._order = torch.arange(len(self.samples), device=device)
+
+    def _begin(self, random: torch.Generator) -> None:
+        self.samples = self.draw(len(self.samples), random)[0].to(self.device)
+
+    def reference(self, n: int) -> Tensor:
+        """n samples, always the same."""
+        return self.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)

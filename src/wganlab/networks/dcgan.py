@@ -4,12 +4,13 @@ The source is a Keras program, hence its constants: LeakyReLU slope 0.3, batch n
 and eps 1e-3, Glorot-uniform kernels and zero biases.
 """
 
+import math
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import Norm, check_halvings, initialise, norm_layer, smallest
+from wganlab.networks.layers import FeatureCritic, Norm, Output, check_halvings, initialise, norm_layer, smallest
 
 EPS, MOMENTUM = 1e-3, 0.01
 
@@ -60,7 +61,7 @@ class Generator(nn.Module):
         return self.layers(latents)
 
 
-class Critic(nn.Module):
+class Critic(FeatureCritic):
     """A 5x5 layer of n_filters, n_blocks stride-2 layers that halve the size and double the width, one valid kernel.
 
     ``norm="batch"`` is the source's; it couples the images of a batch, which the gradient penalty assumes to be
@@ -76,9 +77,10 @@ class Critic(nn.Module):
         norm: Norm = "layer",
         slope: NonNegativeFloat = 0.3,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        output: Output = "linear",
+        minibatch_kernels: NonNegativeInt = 0,
     ) -> None:
-        super().__init__()
-        kernel = smallest(shape, n_blocks)
+        height, width = smallest(shape, n_blocks)
 
         def down(before: int, after: int, stride: int) -> list[nn.Module]:
             layer = nn.Conv2d(before, after, 5, stride=stride, padding=2)
@@ -94,8 +96,10 @@ class Critic(nn.Module):
                 *down(n_filters * 2**block, n_filters * 2 ** (block + 1), stride=2),
                 nn.Dropout(dropout),
             ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(n_filters * 2**n_blocks, 1, kernel))
+        dim = n_filters * 2**n_blocks * height * width
+        features = nn.Sequential(*layers, nn.Flatten())
+        super().__init__(features, dim, output=output, minibatch_kernels=minibatch_kernels)
         initialise(self, "glorot")
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images).flatten()
+        # A valid kernel as large as its map is a linear layer; its Glorot fans are those of the kernel.
+        bound = math.sqrt(6 / (dim + minibatch_kernels + height * width))
+        nn.init.uniform_(self.head[-2].weight, -bound, bound)  # type: ignore[arg-type]

@@ -44,7 +44,9 @@ def arms(runs: Sequence[Run]) -> list[str]:
     contents = list(zip(*differing.values(), strict=True)) or [()] * len(runs)
     if len(set(zip(*columns.values(), strict=True))) < len(set(contents)):
         columns = differing
-    names = [", ".join(f"{key}={row[i]}" for key, row in columns.items()) for i in range(len(runs))]
+    # the arms of a study have names of their own
+    shown = [(row, "" if key == "arms" else f"{key}=") for key, row in columns.items()]
+    names = [", ".join(f"{prefix}{row[i]}" for row, prefix in shown) for i in range(len(runs))]
     return [name or identity(run) for name, run in zip(names, runs, strict=True)]
 
 

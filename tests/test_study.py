@@ -1,0 +1,143 @@
+"""Studies: every arm composes and runs; arms differ in what they declare and in nothing else."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from tests.conftest import TINY, wganlab
+from wganlab.build import build_module, check, construct
+from wganlab.config import jobs
+from wganlab.runs import find_runs
+from wganlab.schema import ConfigError, leaves
+from wganlab.study import arm_names, find_study, multirun, read_study, studies
+
+#: Data that need no files, of the same shape as far as the networks care.
+STAND_IN = {
+    "s1_dcgan_mnist": ["dataset=digits"],
+    "s2_mlp_mnist": ["dataset=digits"],
+    "s3_cifar_horses": ["dataset=digits", "dataset.size=32"],
+    "s4_anime_faces": ["dataset=digits", "dataset.size=64"],
+}
+ARMS = [(name, arm) for name, folder in studies().items() for arm in arm_names(folder)]
+
+
+def arm(study: str, name: str, *overrides: str) -> DictConfig:
+    """The plain config of an arm."""
+    arguments, _ = multirun(find_study(study), [f"arms={name}", *STAND_IN.get(study, []), *overrides])
+    assert arguments[:2] == ["-m", "--config-dir"]
+    first, *_ = jobs(arguments[3:], multirun=True, config_dir=arguments[2])
+    check(first)
+    return first
+
+
+@pytest.mark.parametrize(("study", "name"), ARMS, ids=lambda value: value)
+def test_every_arm_can_run(study: str, name: str) -> None:
+    arm(study, name)
+
+
+def plain(config: DictConfig) -> dict:
+    """The config as plain containers."""
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
+    "s1_dcgan_mnist": {
+        "layer_norm": {"model.critic.norm": "layer"},
+        "training_mode_penalty": {"loss.lipschitz.inference": False},
+        "corrected": {"model.critic.norm": "layer", "loss.lipschitz.inference": False},
+    },
+    "s2_mlp_mnist": {
+        "norm_eps": {"model.generator.norm_eps": 1e-5},
+        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
+        "fresh_latents": {"training._target_": "wganlab.adversarial.AdversarialModule"},
+        "corrected": {
+            "model.generator.norm_eps": 1e-5,
+            "loss.lipschitz.norm_over": "image",
+            "training._target_": "wganlab.adversarial.AdversarialModule",
+        },
+    },
+    "s3_cifar_horses": {
+        "linear_critic": {"model.critic.output": "linear"},
+        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
+        "corrected": {"model.critic.output": "linear", "loss.lipschitz.norm_over": "image"},
+    },
+    "s4_anime_faces": {"corrected": {"model.generator.norm_eps": 1e-5}},
+}
+
+
+@pytest.mark.parametrize(("study", "name"), [(s, a) for s, arms in DIFFERENCES.items() for a in arms])
+def test_an_arm_differs_from_the_published_one_in_its_corrections_alone(study: str, name: str) -> None:
+    published = dict(leaves(plain(arm(study, "as_published"))))
+    other = dict(leaves(plain(arm(study, name))))
+    assert {key: other[key] for key in other if other[key] != published.get(key)} == DIFFERENCES[study][name]
+    assert published.keys() == other.keys()
+
+
+def test_published_settings() -> None:
+    """Batch, steps, rates and n_critic as the four sources print them."""
+    s1, s2, s3 = (arm(name, "as_published") for name in ("s1_dcgan_mnist", "s2_mlp_mnist", "s3_cifar_horses"))
+    assert (s1.batch_size, s1.steps, s1.loss.n_critic, s1.model.latent_dim) == (128, 100 * (60_000 // 128), 1, 20)
+    assert (s2.batch_size, s2.steps, s2.loss.n_critic, s2.model.latent_dim) == (64, 100 * (60_000 // 64), 1, 100)
+    assert (s3.batch_size, s3.steps, s3.loss.n_critic, s3.model.latent_dim) == (256, 12_000, 5, 100)
+    rates = [[c.loss.optimizer[net].lr for net in ("critic", "generator")] for c in (s1, s2, s3)]
+    assert rates == [[2e-4, 2e-4], [4e-3, 1e-3], [2e-4, 2e-4]]
+    assert all(c.loss.optimizer.critic.betas == [0.9, 0.999] for c in (s1, s2, s3))
+    assert s1.training._target_.endswith("SharedPass")
+    assert s2.training._target_.endswith("ReusedLatents")
+    assert s1.model.latent == "uniform"
+    assert all(c.loss.lipschitz.weight == 10 for c in (s1, s2, s3))
+
+
+def test_published_networks() -> None:
+    """Trainable parameters of S1 to the unit, and of the whole S3 and S4 pairs as their layers add up."""
+
+    def sizes(study: str, *overrides: str) -> tuple[int, int]:
+        config = arm(study, "as_published", *overrides)
+        module = build_module(config, construct(config, "dataset"))
+        return tuple(sum(p.numel() for p in net.parameters()) for net in (module.generator, module.critic))  # type: ignore[return-value]
+
+    assert sizes("s1_dcgan_mnist") == (804_832, 1_039_489)
+    assert sizes("s2_mlp_mnist") == (1_510_032, 784 * 512 + 512 + 512 * 256 + 256 + 256 + 1)
+
+
+def test_a_study_runs_and_reports(tmp_path: Path) -> None:
+    few = ["arms=w1_penalty,js_minimax", *TINY, "logger=csv", "callbacks.evaluation.n=32"]
+    done = wganlab("study", "parallel_lines", *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "outputs" / "study" / "parallel_lines"
+    assert "compared 2 runs: outputs/study/parallel_lines/index.html" in done.stdout
+    names = {run.folder.name: run for run in find_runs([folder])}
+    assert set(names) == {"arms=w1_penalty,seed=0", "arms=js_minimax,seed=0"}
+    composed = yaml.safe_load((names["arms=js_minimax,seed=0"].folder / ".hydra" / "config.yaml").read_text())
+    assert composed["loss"]["objective"]["_target_"] == "wganlab.objectives.Minimax"
+    with open(folder / "results.csv", newline="") as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == ["js_minimax", "w1_penalty"]
+
+
+def test_one_job_of_a_study_has_the_name_it_has_in_the_whole() -> None:
+    arguments, folder = multirun(
+        find_study("s1_dcgan_mnist"), ["arms=as_published", "seed=1", "steps=3", "dataset=digits"]
+    )
+    assert folder == "outputs/study/s1_dcgan_mnist"
+    assert "+arms=as_published" in arguments
+    assert "seed=1" in arguments
+    assert "steps=3" in arguments
+
+
+def test_a_users_own_study(tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    (own / "arms").mkdir(parents=True)
+    (own / "study.yaml").write_text("question: Does it?\nsweep: {seed: '0,1'}\n")
+    with pytest.raises(ConfigError, match="has no arms"):
+        multirun(find_study(str(own)), [])
+    (own / "arms" / "one.yaml").write_text("# @package _global_\nsteps: 3\n")
+    arguments, _ = multirun(find_study(str(own)), ["logger=csv"])
+    assert arguments[3:] == ["+arms=one", "seed=0,1", "hydra.sweep.dir=outputs/study/mine", "logger=csv"]
+    (own / "study.yaml").write_text("question: Does it?\nswep: 1\n")
+    with pytest.raises(ConfigError, match=r"study.yaml: swep: unknown key; allowed are question, sweep"):
+        read_study(own)
+    with pytest.raises(ConfigError, match="nothing: no such study; allowed are parallel_lines, s1_dcgan_mnist"):
+        find_study("nothing")
