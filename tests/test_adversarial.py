@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import config
-from wganlab.adversarial import AdversarialModule, sample_latents
-from wganlab.build import build_module, construct, generator_steps
+from wganlab.adversarial import AdversarialModule, ReusedLatents, SharedPass, sample_latents
+from wganlab.build import build_module, check, construct, generator_steps
 from wganlab.callbacks.history import History
 from wganlab.data.stream import BatchStream
+from wganlab.objectives import FeatureMatching
+from wganlab.schema import ConfigError
 from wganlab.train import fit
 
 LOSSES = ["gan", "wgan_clip", "wgan_gp"]
@@ -150,6 +152,104 @@ def test_latents(distribution: str) -> None:
     variance = {"normal": 1.0, "uniform": 1 / 3}[distribution]
     assert latents.var().item() == pytest.approx(variance, rel=0.06)
     assert distribution == "normal" or latents.abs().max() <= 1
+
+
+def fresh(kind: type[AdversarialModule], **changes: object) -> AdversarialModule:
+    """A small pair with plain SGD of rate 0.1, always with the same weights."""
+    torch.manual_seed(0)
+    settings = config("loss=wgan_gp", "loss.n_critic=1")
+    networks = {
+        "generator": nn.Linear(3, 2),
+        "critic": nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)),
+    }
+    module = kind(latent_dim=3, **{**networks, **construct(settings, "loss"), **changes})
+    module.make_optimizer = dict.fromkeys(networks, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    module.manual_backward = torch.Tensor.backward  # type: ignore[method-assign]
+    return module
+
+
+def test_a_shared_pass_takes_both_gradients_before_either_update() -> None:
+    """Against the two gradients written out, on the same weights, latents and interpolates."""
+    real = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+    module, by_hand = fresh(SharedPass), fresh(SharedPass)
+    torch.manual_seed(7)
+    module.alternate(real[None], *module.configure_optimizers())
+    torch.manual_seed(7)
+    fake = by_hand.generator(by_hand.latents(5))
+    penalty = by_hand.lipschitz.penalty(by_hand.critic, real, fake.detach())
+    critic_loss = by_hand.critic(fake.detach()).mean() - by_hand.critic(real).mean() + penalty
+    generator_loss = -by_hand.critic(fake).mean()
+    for loss, net in ((generator_loss, "generator"), (critic_loss, "critic")):
+        parameters = list(getattr(by_hand, net).parameters())
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+        for parameter, gradient, stepped in zip(parameters, gradients, getattr(module, net).parameters(), strict=True):
+            assert torch.allclose(stepped, parameter - 0.1 * gradient, atol=1e-6), net
+
+
+@pytest.mark.parametrize(("kind", "same"), [(AdversarialModule, False), (ReusedLatents, True)])
+def test_latents_of_the_generator_step(kind: type[AdversarialModule], same: bool) -> None:
+    module = fresh(kind)
+    shown: list[Tensor] = []
+    module.generator.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    module.alternate(torch.randn(2, 5, 2), *module.configure_optimizers())
+    *_, critic_latents, generator_latents = shown
+    assert len(shown) == 3
+    assert torch.equal(critic_latents, generator_latents) == same
+
+
+@pytest.mark.parametrize("training", ["shared_pass", "reused_latents"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_schedule_trains_every_loss_with_n_critic(training: str, loss: str, tmp_path: Path) -> None:
+    summary = fit(
+        config(f"training={training}", f"loss={loss}", "steps=3", "batch_size=8", "callbacks=none", "logger=csv"),
+        tmp_path,
+    )
+    n_critic = 1 if loss == "gan" else 5
+    assert (summary["steps"], summary["images_seen"]) == (3, 3 * 8 * n_critic)
+
+
+def test_feature_matching_is_the_squared_gap_of_mean_features() -> None:
+    class Twice(nn.Module):
+        def features(self, points: Tensor) -> Tensor:
+            return 2 * points
+
+    real, fake = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 3.0]], requires_grad=True)
+    matching = FeatureMatching(weight=0.5, score_weight=3.0)
+    loss = matching(torch.tensor(10.0), Twice(), real, fake)  # means (1, 0) and (0, 2), twice: the gap is (2, -4)
+    assert loss.item() == pytest.approx(0.5 * (4 + 16) + 3 * 10)
+    (gradient,) = torch.autograd.grad(loss, fake)
+    assert gradient[0].tolist() == pytest.approx([-2.0, 4.0]), "down the gradient, towards the real mean"
+
+
+@pytest.mark.parametrize("model", ["mlp", "dcgan", "upsample_dcgan", "resnet"])
+def test_feature_matching_combines_with_any_model(model: str) -> None:
+    small = [] if model == "mlp" else ["model.generator.n_filters=8", "model.critic.n_filters=4"]
+    for loss in LOSSES:
+        check(config(f"model={model}", f"loss={loss}", "+loss/feature_matching=added", "dataset.size=32", *small))
+
+
+def test_feature_matching_needs_features(tmp_path: Path) -> None:
+    settings = config("+loss/feature_matching=only", "model.critic._target_=tests.test_adversarial.Blind",
+                      *(f"~model.critic.{key}" for key in config().model.critic if key[0] != "_"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"loss\.feature_matching: the critic of this model has no features"):
+        check(settings)
+
+
+class Blind(nn.Module):
+    """A critic that shows nobody its features."""
+
+    def __init__(self, *, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape[1] * shape[2], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1)).squeeze(1)
+
+
+def test_feature_matching_trains(tmp_path: Path) -> None:
+    settings = config("+loss/feature_matching=only", "steps=3", "log_every=1", "callbacks=none", "logger=csv")
+    summary = fit(settings, tmp_path)
+    assert summary["final"]["generator/loss"] > 0, "a squared distance, not a score"
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -222,6 +222,12 @@ def test_sweep_jobs_are_those_of_hydra() -> None:
     assert [(s.loss.n_critic, s.seed, s.steps) for s in settings] == [(n, s, 5) for n in (1, 5) for s in (0, 1, 2)]
 
 
+def test_a_fixed_key_of_a_swept_choice() -> None:
+    """n is a key of the toys and not of the default data set."""
+    settings = list(jobs(["dataset=gaussians8,swiss_roll", "dataset.n=300"], multirun=True))
+    assert [s.dataset.n for s in settings] == [300, 300]
+
+
 def test_folder_names_are_safe_and_tell_jobs_apart() -> None:
     assert folder_name("loss=gan,seed=0") == "loss=gan,seed=0"
     assert folder_name("loss/optimizer=adam") == "loss.optimizer=adam"

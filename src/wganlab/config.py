@@ -165,7 +165,9 @@ def sweep(overrides: Sequence[str], name: str, config_dir: str | None) -> list[l
         loader = GlobalHydra.instance().config_loader()
         parse = OverridesParser.create(config_loader=loader).parse_overrides
         fixed = [str(override.input_line) for override in parse(list(overrides)) if not override.is_sweep_override()]
-        sweeper = compose(name, [*extra, *fixed], return_hydra_config=True).hydra.sweeper
+        # what is fixed may only make sense beside what is swept, such as dataset.root beside dataset=
+        about_hydra = [override for override in fixed if override.lstrip("+~").startswith("hydra")]
+        sweeper = compose(name, [*extra, *about_hydra], return_hydra_config=True).hydra.sweeper
         if not sweeper._target_.endswith(".BasicSweeper"):
             return [fixed]
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]

@@ -28,8 +28,8 @@ class ImageFolder:
 
     The shorter side is resized to ``size``; transparency is laid on white, 16-bit values are scaled to 8. What is
     decoded is cached as uint8 in ``root``/.wganlab, or in the user's cache folder where that cannot be written, under
-    a name that changes with the names, sizes and modification times of the files; it is memory-mapped, so the data
-    may be larger than memory. Names of top-level folders are the classes.
+    a name that is a hash of the files' names and bytes; it is memory-mapped, so the data may be larger than memory.
+    Names of top-level folders are the classes.
 
     Raises FileNotFoundError for a folder that is missing or holds no images; ``load`` raises ValueError when more
     than ``max_broken`` files cannot be decoded, and otherwise names and skips them.
@@ -72,7 +72,11 @@ class ImageFolder:
 
     def _key(self) -> str:
         """Name of the cache: a hash of what is to be decoded and how."""
-        content = [(str(f.relative_to(self.root)), f.stat().st_size, f.stat().st_mtime_ns) for f in self.files]
+        with ThreadPoolExecutor() as pool:  # hashing leaves Python alone
+            content = [
+                (str(f.relative_to(self.root)), h)
+                for f, h in zip(self.files, pool.map(digest, self.files), strict=True)
+            ]
         return hashlib.sha256(json.dumps([VERSION, self.shape, content]).encode()).hexdigest()[:16]
 
     def _read(self, cache: Path) -> Tensor:
@@ -118,6 +122,15 @@ class ImageFolder:
                 f"more than max_broken={self.max_broken}: {names}{more}"
             )
         print(f"skipped {len(broken)} broken files in {self.root}: {names}{more}", flush=True)
+
+
+def digest(path: Path) -> str:
+    """A hash of a file's bytes; empty for one that cannot be read, which decoding will report."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError:
+        return ""
 
 
 def find_images(root: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from wganlab.report.compare import select
 from wganlab.runs import Run
 
 STYLE: dict[Any, Any] = {
@@ -39,6 +40,9 @@ CURVES = {
 }
 
 
+#: Epochs at which the walk-through of MNIST with a DCGAN shows its samples.
+EPOCHS = (1, 2, 4, 10, 50, 100)
+
 #: More arms than this are told apart by the colours of the table, not by legends.
 MANY_ARMS = 6
 
@@ -59,7 +63,7 @@ def svg(figure: Figure) -> str:
 
 
 def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
-    """One metric against generator steps, all runs on shared axes, epochs above; None where nobody measured it.
+    """One metric against generator steps, all runs on shared axes, epochs below; None where nobody measured it.
 
     Arms of several seeds are drawn as thin lines with their mean. The y axis is logarithmic where all values are
     positive and arms differ tenfold.
@@ -118,20 +122,20 @@ def _scale(axes: Axes, series: Sequence[np.ndarray]) -> None:
 
 
 def _epoch_axes(axes: Axes, runs: Sequence[Run], arms: Sequence[str]) -> None:
-    """Epochs above the steps; arms with another n_critic or batch size see more or less of the data per step."""
+    """Epochs below the steps; arms with another n_critic or batch size see more or less of the data per step."""
     rates: dict[float, list[str]] = {}
     for run, arm in zip(runs, arms, strict=True):
         last = run.rows[-1]
         if last["step"] and last.get("epoch"):
             rates.setdefault(round(last["epoch"] / last["step"], 6), []).append(arm)
     for i, (rate, names) in enumerate(list(rates.items())[:3]):
-        above = axes.secondary_xaxis(
-            1.0 + 0.16 * i, functions=(partial(operator.mul, rate), partial(operator.mul, 1 / rate))
+        below = axes.secondary_xaxis(
+            -0.22 - 0.2 * i, functions=(partial(operator.mul, rate), partial(operator.mul, 1 / rate))
         )
         labels = list(dict.fromkeys(names))
         of = "" if len(rates) == 1 else f": {'; '.join(labels)}" if len(labels) < 4 else f" of {len(labels)} arms"
-        above.set_xlabel(f"epochs{of}", fontsize=7, labelpad=2)
-        above.tick_params(labelsize=7, pad=1)
+        below.set_xlabel(f"epochs{of}", fontsize=7, labelpad=2)
+        below.tick_params(labelsize=7, pad=1)
 
 
 def weight_histogram(weights: np.ndarray, bound: float | None, colour: str) -> Figure:
@@ -157,6 +161,32 @@ def side_by_side(grids: Mapping[str, Path]) -> Figure:
             axes.imshow(mpl.image.imread(path), cmap="gray", interpolation="nearest")
             axes.set_title(name, fontsize=10)
             axes.set_axis_off()
+    return figure
+
+
+def samples_by_epoch(run: Run) -> Figure | None:
+    """The first row of a run's grid after each of EPOCHS epochs, as far as it got; None where it saved none of them.
+
+    A grid counts for an epoch when it was saved within a tenth of it.
+    """
+    last = run.rows[-1] if run.rows else {}
+    per_step = last.get("epoch", 0) / last["step"] if last.get("step") else 0
+    rows = {}
+    for epoch in EPOCHS:
+        step = min(run.samples, key=lambda step: abs(step * per_step - epoch), default=0)
+        if abs(step * per_step - epoch) <= epoch / 10:
+            rows[epoch] = mpl.image.imread(run.samples[step])
+    if not rows:
+        return None
+    n = int(select(run.config, "callbacks.samples.n"))
+    columns = round(n**0.5)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(0.8 * columns + 0.8, 0.8 * len(rows)), layout="constrained")
+        for axes, (epoch, grid) in zip(np.ravel(figure.subplots(len(rows), 1)), rows.items(), strict=True):
+            axes.imshow(grid[: len(grid) // -(-n // columns)], cmap="gray", interpolation="nearest")
+            axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
     return figure
 
 

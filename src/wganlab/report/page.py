@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from wganlab.config import folder_name
 from wganlab.files import write_text
 from wganlab.report import figures
 from wganlab.report.compare import ABSENT, arms, differing_keys, results, select, to_csv
@@ -44,13 +45,19 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
 
 
 def export(runs: Sequence[Run], folder: Path) -> None:
-    """Pieces for a README or a paper: table.md, samples.png (last grids side by side) and each curve as SVG."""
+    """Pieces for a README or a paper: table.md, samples.png (last grids side by side), each curve as SVG, and of each
+    run epochs_ARM.png, its samples after 1, 2, 4, 10, 50 and 100 epochs (those that it reached).
+    """
     names = arms(runs)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown_table(results(runs)))
     grids = {name: list(run.samples.values())[-1] for run, name in zip(runs, names, strict=True) if run.samples}
     if grids:
         figures.side_by_side(grids).savefig(folder / "samples.png", dpi=100)
+    for run, name in zip(runs, names, strict=True):
+        epochs = figures.samples_by_epoch(run)
+        if epochs is not None:
+            epochs.savefig(folder / f"epochs_{folder_name(name)}.png", dpi=100)
     for metric in figures.CURVES:
         curve = figures.learning_curve(metric, runs, names)
         if curve is not None:
