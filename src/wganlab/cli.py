@@ -43,7 +43,7 @@ def train(arguments: Sequence[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from wganlab.config import conf_dir, jobs, name_jobs_by_what_varies
+    from wganlab.config import conf_dir, jobs, name_jobs_by_what_varies, sweep_what_depends
 
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
     if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
@@ -52,13 +52,15 @@ def train(arguments: Sequence[str]) -> None:
     if not asks_only:
         if options.multirun:
             overrides = name_jobs_by_what_varies(options.overrides)
-            arguments = [*arguments, *overrides[len(options.overrides) :]]
+            flags = [argument for argument in arguments if argument not in options.overrides]
             options.overrides = overrides
         where = {"config_dir": options.config_dir, "name": options.config_name or "train"}
         for config in jobs(options.overrides, multirun=options.multirun, **where):
             from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
             check(config)
+        if options.multirun:
+            arguments = [*flags, *sweep_what_depends(overrides, **where)]
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, so that main() can word them
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()

@@ -112,6 +112,26 @@ def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
     return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote, shared))}]"]
 
 
+def sweep_what_depends(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
+    """The overrides of a multirun such that Hydra can compose those that are fixed.
+
+    It does so without the swept choices, so dataset.root beside dataset=mnist,cifar_horse would be unknown to it: where
+    that fails, fixed values become sweeps over one value.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    try:
+        fixed = [override for override in parsed if not override.is_sweep_override()]
+        compose_config(name, [str(override.input_line) for override in fixed], config_dir=config_dir)
+    except ConfigError:
+        return [
+            re.sub(r"=(.*)", r"=choice(\1)", override, count=1, flags=re.DOTALL)
+            if one in fixed and not one.is_hydra_override() and not one.is_delete() and one.value() != ""
+            else override
+            for override, one in zip(overrides, parsed, strict=True)
+        ]
+    return list(overrides)
+
+
 def jobs(
     overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None, name: str = "train"
 ) -> Iterator[DictConfig]:
