@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint readme clean
+.PHONY: help demo test lint readme study clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -32,6 +32,11 @@ readme: $(VENV)/.run  ## copy table and figures of the newest demo into experime
 	@$(BIN)/wganlab report $(NEWEST) --export $(NEWEST)/export
 	@cp $(NEWEST)/export/table.md $(NEWEST)/export/samples.png $(NEWEST)/export/eval_emd.svg experiments/demo/
 	@sed -i -e '/^<!-- table -->/,/^<!-- end of table -->/{//!d}' -e '/^<!-- table -->/r experiments/demo/table.md' README.md
+
+study: $(VENV)/.run  ## run a study and put table and figures into its folder (NAME=s2_mlp_mnist ARGS='key=value ...')
+	@$(BIN)/wganlab study $(NAME) $(ARGS)
+	@$(BIN)/wganlab report outputs/study/$(NAME) --export outputs/study/$(NAME)/export
+	@cd outputs/study/$(NAME)/export && cp table.md samples.png eval_emd.svg critic_wasserstein_estimate.svg $(CURDIR)/experiments/$(NAME)/
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist

@@ -266,3 +266,20 @@ def test_golden_trace(loss: str, tmp_path: Path, request: pytest.FixtureRequest)
     expected = json.loads(path.read_text())
     for column in columns:
         assert trace[column] == pytest.approx(expected[column], rel=2e-3, abs=2e-4), column
+
+
+def test_what_is_not_finite_is_named_with_its_step() -> None:
+    """Two critic losses and one generator loss a step; the second step went wrong first."""
+    module = fresh(AdversarialModule)
+    module.n_critic = 2
+    one, nan = torch.tensor(1.0), torch.tensor(torch.nan)
+    module._critic_window = [(loss, one, one, one) for loss in (one, one, one, nan, nan, nan)]
+    module._generator_window = [one, nan, nan]
+    name, value, ago = module.first_not_finite(3) or ("", 0.0, 0)
+    assert (name, str(value), ago) == ("critic/loss", "nan", 1)
+    module._critic_window = [(one, one, one, one)] * 6
+    assert (module.first_not_finite(3) or ("",))[0] == "generator/loss"
+    module._generator_window = [one] * 3
+    assert module.first_not_finite(1) is None
+    module.generator.weight.grad = torch.full((2, 3), torch.inf)
+    assert module.first_not_finite(1) == ("the norm of the generator's gradient", torch.inf, 0)

@@ -75,7 +75,7 @@ def test_folders_are_not_overwritten(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
     again = wganlab(*command, cwd=tmp_path)
     assert again.returncode == 2
-    assert "mine already holds a run" in again.stderr
+    assert "hydra.run.dir=mine: already holds a run; continue it with run=mine" in again.stderr
     assert before == {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
 
 

@@ -1,5 +1,6 @@
 """README says what works: its commands compose, its snippet trains, its numbers are the generated ones."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from tests.conftest import TINY, wganlab
 from wganlab.config import compose_config, jobs
+from wganlab.study import find_study, multirun
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,19 +21,41 @@ COMMANDS = [
     if line.startswith("wganlab ")
 ]
 
+TRAIN = [c for c in COMMANDS if c[1] == "train" and "--config-dir" not in c and not c[2].startswith("run=")]
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "train" and "--config-dir" not in c], ids=" ".join)
+
+@pytest.mark.parametrize("command", TRAIN, ids=" ".join)
 def test_train_commands_compose(command: list[str]) -> None:
     arguments = command[2:]
     multirun = "-m" in arguments
     found = jobs([argument for argument in arguments if argument != "-m"], multirun=multirun)
-    assert len(list(found)) == (9 if multirun else 1)
+    assert len(list(found)) == math.prod(argument.count(",") + 1 for argument in arguments if multirun)
 
 
 def test_other_commands_are_known() -> None:
-    assert {command[1] for command in COMMANDS} == {"train", "report", "sample"}
+    assert {command[1] for command in COMMANDS} == {"train", "study", "report", "sample"}
     (sample,) = [command[2:] for command in COMMANDS if command[1] == "sample"]
     assert compose_config("sample", sample).n == 64
+
+
+PAGES = [*sorted((ROOT / "experiments").glob("*/README.md")), ROOT / "experiments" / "README.md"]
+STUDIES = [
+    shlex.split(line, comments=True)[2:]
+    for text in (README, *(page.read_text() for page in PAGES))
+    for line in text.splitlines()
+    if line.strip().startswith("wganlab study")
+]
+STUDIES += [
+    [name, *shlex.split(arguments)]
+    for page in PAGES
+    for name, arguments in re.findall(r"make study NAME=(\w+) ARGS='([^']*)'", page.read_text())
+]
+
+
+@pytest.mark.parametrize("command", STUDIES, ids=" ".join)
+def test_study_commands_compose(command: list[str]) -> None:
+    arguments, _ = multirun(find_study(command[0]), command[1:])
+    assert list(jobs(arguments[3:], multirun=True, config_dir=arguments[2]))
 
 
 def test_custom_loss_snippet_runs(tmp_path: Path) -> None:
@@ -55,6 +79,6 @@ def test_table_is_the_generated_one() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for page in (ROOT / "README.md", *ROOT.glob("experiments/*/README.md")):
+    for page in (ROOT / "README.md", *PAGES):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"

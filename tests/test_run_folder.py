@@ -12,8 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.conftest import TINY, wganlab
+from tests.conftest import TINY, config, wganlab
 from wganlab.callbacks.history import COLUMNS
+from wganlab.train import fit
 
 LOSSES = {"gan": 1, "wgan_clip": 5, "wgan_gp": 5}
 
@@ -143,7 +144,27 @@ def test_a_diverged_run_stops_says_so_and_keeps_its_last_good_state(tmp_path: Pa
     assert "training has diverged" in done.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "failed"
-    assert "at generator step 4" in status["error"]
+    assert "at generator step 1" in status["error"]
     assert not list((tmp_path / "run").glob("checkpoints/*.ckpt"))
     assert wganlab("report", "run", cwd=tmp_path).returncode == 0
     assert "diverged" in (tmp_path / "run" / "index.html").read_text()
+
+
+def test_long_epochs_end_with_a_row_and_a_line_of_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Digits in batches of 64 are 28 batches an epoch; rows every 8 steps do not divide it."""
+    overrides = ["loss=gan", "steps=60", "callbacks=none", "logger=csv"]
+    rows: dict[int, list[dict[str, str]]] = {}
+    printed: dict[int, str] = {}
+    for every in (1, 8):
+        folder = tmp_path / str(every)
+        folder.mkdir()
+        fit(config(*overrides, f"log_every={every}"), folder)
+        printed[every] = capsys.readouterr().out
+        with open(folder / "metrics.csv", newline="") as file:
+            rows[every] = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows[8]] == [8, 16, 24, 28, 32, 40, 48, 56, 60]
+    for epoch in (1, 2):
+        of_epoch = rows[1][28 * (epoch - 1) : 28 * epoch]
+        generator, critic = (sum(float(row[f"{net}/loss"]) for row in of_epoch) / 28 for net in ("generator", "critic"))
+        assert f"epoch {epoch}  generator {generator:.2f}  critic {critic:.2f}  scores: real" in printed[8]
+    assert printed[8].count("epoch ") == 2

@@ -105,7 +105,14 @@ def test_published_networks() -> None:
 
 def test_a_study_runs_and_reports(tmp_path: Path) -> None:
     # dataset.n is a key of what the arms choose, not of the default data set
-    few = ["arms=w1_penalty,js_minimax", *TINY, "logger=csv", "callbacks.evaluation.n=32", "dataset.n=300"]
+    few = [
+        "arms=w1_penalty,js_minimax",
+        *TINY,
+        "logger=csv",
+        "callbacks.evaluation.n=32",
+        "dataset.n=300",
+        "images=null",
+    ]
     done = wganlab("study", "parallel_lines", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "study" / "parallel_lines"

@@ -2,11 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 
@@ -18,15 +19,17 @@ def build_trainer(
     precision: Precision = "32-true",
     strategy: Literal["auto"] = "auto",
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
+    deterministic: bool = False,
     max_steps: int = -1,
     folder: str = ".",
-    callbacks: Iterable[Callback] = (),
+    callbacks: Sequence[Callback] = (),
     logger: Any = False,
 ) -> Trainer:
     """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
 
     ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy, else "highest".
+    ``deterministic`` makes torch refuse kernels whose results vary from run to run; only GPUs have such.
     Raises ValueError when the machine has no such accelerator.
     """
     quiet_lightning()
@@ -39,13 +42,14 @@ def build_trainer(
         devices=devices,
         precision=precision,
         strategy=strategy,
+        deterministic=deterministic,
         max_steps=max_steps,
         max_epochs=-1,
         default_root_dir=folder,
         callbacks=list(callbacks),
         logger=logger,
         log_every_n_steps=1,  # the history decides what is logged; this silences advice on it
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -4,6 +4,7 @@
 instead, each a choice of conf/training/.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -42,8 +43,9 @@ class AdversarialModule(LightningModule):
     step: the unit of time. ``trainer.global_step`` counts generator steps. ``optimizer`` holds, under
     "generator" and "critic", what makes an optimizer from a network's parameters.
 
-    ``shape`` is that of one sample, noted in checkpoints. ``observed`` collects what observers measured at the
-    current step; :meth:`window_means` yields the training metrics averaged since the last call.
+    ``shape`` is that of one sample and ``fingerprint`` a hash of all, both noted in checkpoints. ``observed`` collects
+    what observers measured at the current step; :meth:`window_means` yields the training metrics averaged since the
+    last call.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class AdversarialModule(LightningModule):
         self.make_optimizer = optimizer
         self.n_critic, self.latent_dim, self.latent = n_critic, latent_dim, latent
         self.shape: tuple[int, ...] = ()
+        self.fingerprint = ""
         self.observed: dict[str, float] = {}
         self._critic_window: list[tuple[Tensor, ...]] = []
         self._generator_window: list[Tensor] = []
@@ -75,6 +78,13 @@ class AdversarialModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
+        checkpoint["fingerprint"] = self.fingerprint
+        checkpoint["window"] = [[list(values) for values in self._critic_window], self._generator_window]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        critic, generator = checkpoint["window"]
+        self._critic_window = [tuple(value.to(self.device) for value in values) for values in critic]
+        self._generator_window = [value.to(self.device) for value in generator]
 
     def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own."""
@@ -144,6 +154,27 @@ class AdversarialModule(LightningModule):
             loss = self.feature_matching(loss, self.critic, real, fake)
         self._generator_window.append(loss.detach())
         return loss
+
+    def first_not_finite(self, steps: int) -> tuple[str, float, int] | None:
+        """What is not finite in the last so many steps since the last row: its name, its value, and how many steps ago.
+
+        Losses are looked at in the order in which they were computed; gradients are those of the last step. None when
+        all is well.
+        """
+        generator = self._generator_window[-steps:]
+        critic = [loss for loss, *_ in self._critic_window[-self.n_critic * len(generator) :]]
+        if not torch.isfinite(torch.stack(critic + generator)).all():
+            for i in range(len(generator)):
+                named = [("critic/loss", loss) for loss in critic[i * self.n_critic : (i + 1) * self.n_critic]]
+                for name, loss in [*named, ("generator/loss", generator[i])]:
+                    if not math.isfinite(loss.item()):
+                        return name, loss.item(), len(generator) - 1 - i
+        for name in ("critic", "generator"):
+            gradients = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
+            norm = torch.stack(torch._foreach_norm(gradients)).sum().item() if gradients else 0.0
+            if not math.isfinite(norm):
+                return f"the norm of the {name}'s gradient", norm, 0
+        return None
 
     def window_means(self) -> dict[str, float]:
         """Training metrics averaged over all steps since the last call (one transfer from the device).

@@ -11,6 +11,7 @@ HELP = """wganlab: train GANs that differ in exactly one declared thing, and see
 
   wganlab train    train one run, or with -m every combination of a sweep
                    wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits
+                   or continue a stopped one:  wganlab train run=PATH
   wganlab study    run all arms of a study of experiments/, and compare them
                    wganlab study s2_mlp_mnist dataset.root=data
   wganlab report   compare runs and sweeps: results.csv and a self-contained index.html
@@ -27,43 +28,82 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from wganlab.schema import ConfigError
+    from wganlab.callbacks.interruption import StoppedError
     from wganlab.train import train
 
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         return train(config)
-    except ConfigError as error:  # found while reading the data
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the other jobs go on
-        sys.exit(refuse(str(error)))
+    except SystemExit as error:
+        raise RuntimeError(f"sys.exit({error.code})") from error
+    except Exception as error:
+        if not in_sweep:
+            sys.exit(explain(error))  # before Hydra adds lines of its own
+        if isinstance(error, StoppedError):  # the signal was meant for all jobs
+            refuse(str(error))
+            raise KeyboardInterrupt(error.code) from error
+        raise  # the other jobs go on
 
 
 def train(arguments: Sequence[str]) -> None:
     """Check every job of the command line, then hand it to Hydra."""
+    if any(argument.startswith("run=") for argument in arguments):
+        resume(arguments)
+        return
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from wganlab.config import conf_dir, jobs, name_jobs_by_what_varies, sweep_what_depends
+    from wganlab.config import conf_dir, fix_sweep_dir, jobs, name_jobs_by_what_varies, sweep_what_depends
 
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
     if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
         sys.exit(refuse("--config-path, --experimental-rerun and --resolve without --cfg are not supported"))
     asks_only = options.cfg or options.info or options.help or options.hydra_help or options.shell_completion
+    folders: list[Path] = []
     if not asks_only:
-        if options.multirun:
-            overrides = name_jobs_by_what_varies(options.overrides)
-            flags = [argument for argument in arguments if argument not in options.overrides]
-            options.overrides = overrides
         where = {"config_dir": options.config_dir, "name": options.config_name or "train"}
-        for config in jobs(options.overrides, multirun=options.multirun, **where):
+        overrides = options.overrides
+        if options.multirun:
+            overrides = fix_sweep_dir(name_jobs_by_what_varies(overrides), **where)
+        for config in jobs(overrides, multirun=options.multirun, folders=folders, **where):
             from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
             check(config)
         if options.multirun:
+            flags = [argument for argument in arguments if argument not in options.overrides]
             arguments = [*flags, *sweep_what_depends(overrides, **where)]
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, so that main() can word them
-    hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
+    launch = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)
+    if asks_only or not options.multirun:
+        launch()
+        return
+    from wganlab.sweeps import run_sweep
+
+    if code := run_sweep(launch, folders):
+        sys.exit(code)
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """Continue a run in its folder."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    from wganlab.config import check_same_job
+    from wganlab.runs import Run
+    from wganlab.schema import ConfigError
+
+    if flags := [argument for argument in arguments if "=" not in argument]:
+        raise ConfigError(" ".join(flags), ": only a higher steps= or images= can be given to a run that is continued")
+    changes = {key: yaml.safe_load(value) for key, _, value in (argument.partition("=") for argument in arguments)}
+    run = Run.open(str(changes.pop("run")))
+    wanted = OmegaConf.create(run.config)
+    for key, value in changes.items():
+        OmegaConf.update(wanted, key, value)
+    check_same_job(run.folder, OmegaConf.to_container(wanted, resolve=False), "run")  # type: ignore[arg-type]
+    from wganlab.train import resume as resume_run
+
+    resume_run(run.folder, changes)
 
 
 def study(arguments: Sequence[str]) -> None:
@@ -78,9 +118,15 @@ def study(arguments: Sequence[str]) -> None:
             print(f"{name}: {read_study(folder)['question']}\n    arms={','.join(arm_names(folder))}")
         return
     sweep_arguments, sweep_dir = multirun(find_study(arguments[0]), arguments[1:])
-    train(sweep_arguments)
-    if Path(sweep_dir).is_dir():  # not when only asked for a config
+    code: int | str | None = 0
+    try:
+        train(sweep_arguments)
+    except SystemExit as incomplete:  # what there is of a study is worth a page, too
+        code = incomplete.code
+    if any(Path(sweep_dir).rglob("metrics.csv")):  # not when only asked for a config
         report([sweep_dir])
+    if code:
+        sys.exit(code)
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -140,8 +186,8 @@ def main() -> None:
         sys.exit(refuse(f"unknown command {arguments[0]}: allowed are {', '.join(COMMANDS)}"))
     try:
         command(arguments[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(error.args[0] if error.args else 130)
     except Exception as error:
         sys.exit(explain(error))
 
@@ -150,9 +196,12 @@ def explain(error: Exception) -> int:
     """Word an error in one line where that says all; returns the exit code. Others are raised again."""
     # by name: the classes live in modules that take long to import
     family = type(error).__module__.partition(".")[0]
+    if type(error).__name__ == "StoppedError":
+        refuse(str(error))
+        return int(error.code)  # type: ignore[attr-defined]
     if type(error).__name__ == "ConfigError" or family in ("hydra", "omegaconf", "yaml"):
         return refuse(" ".join(str(error).split()))
-    if isinstance(error, FloatingPointError | OSError):
+    if isinstance(error, FloatingPointError | OSError) or type(error).__name__ == "BusyError":
         refuse(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
         return 1
     raise error

@@ -4,10 +4,11 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -112,11 +113,19 @@ def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
     return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote, shared))}]"]
 
 
+def fix_sweep_dir(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
+    """The overrides of a multirun, and its folder as a last one: ${now:...} is now, for all that follows."""
+    about_hydra = [override for override in overrides if override.startswith("hydra.sweep.dir=")]
+    config = compose_config(name, about_hydra, config_dir=config_dir)
+    HydraConfig.instance().set_config(config)
+    return [*overrides, f"hydra.sweep.dir={quote(job_folder(config, multirun=True)[0].as_posix())}"]
+
+
 def sweep_what_depends(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
     """The overrides of a multirun such that Hydra can compose those that are fixed.
 
     It does so without the swept choices, so dataset.root beside dataset=mnist,cifar_horse would be unknown to it: where
-    that fails, fixed values become sweeps over one value.
+    that fails, fixed values become sweeps over one value (null cannot, in Hydra's grammar).
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     try:
@@ -125,7 +134,7 @@ def sweep_what_depends(overrides: Sequence[str], *, config_dir: str | None, name
     except ConfigError:
         return [
             re.sub(r"=(.*)", r"=choice(\1)", override, count=1, flags=re.DOTALL)
-            if one in fixed and not one.is_hydra_override() and not one.is_delete() and one.value() != ""
+            if one in fixed and not one.is_hydra_override() and not one.is_delete() and one.value() not in ("", None)
             else override
             for override, one in zip(overrides, parsed, strict=True)
         ]
@@ -133,12 +142,18 @@ def sweep_what_depends(overrides: Sequence[str], *, config_dir: str | None, name
 
 
 def jobs(
-    overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None, name: str = "train"
+    overrides: Sequence[str],
+    *,
+    multirun: bool,
+    config_dir: str | None = None,
+    name: str = "train",
+    folders: list[Path] | None = None,
 ) -> Iterator[DictConfig]:
     """The configs of all jobs of a command line, without Hydra's node, each while Hydra stands as it will in the job.
 
     Sweeps are formed as by Hydra's basic sweeper; other sweepers choose values as they go, and of theirs only
-    what the sweep leaves fixed is composed. Raises ConfigError for contradictions and for folders that are taken.
+    what the sweep leaves fixed is composed. ``folders`` receives where each job will run. Raises ConfigError for
+    contradictions and for folders that are taken.
     """
     names: set[str] = set()
     for number, job in enumerate(sweep(overrides, name, config_dir) if multirun else [list(overrides)]):
@@ -151,30 +166,56 @@ def jobs(
             raise ConfigError(
                 "images", f"={config.images}: is a budget, and so is steps; give one of them, and the other as null"
             )
-        check_folder(config, multirun, names)
+        base, job_name = job_folder(config, multirun)
+        if job_name in names:  # ${now:...} in the base may differ between jobs that are composed one after the other
+            raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {job_name}")
+        names.add(job_name)
+        check_folder(base / job_name, without_hydra(config), multirun)
+        if folders is not None:
+            folders.append(base / job_name)
         yield without_hydra(config)
 
 
-def check_folder(config: DictConfig, multirun: bool, names: set[str]) -> None:
-    """Raises ConfigError when a job's folder is taken: by a run, by a file, or by a job before it in ``names``.
-
-    Jobs of a sweep are told apart by name alone: composed one after the other, they may disagree on ${now:...}.
-    """
+def job_folder(config: DictConfig, multirun: bool) -> tuple[Path, str]:
+    """Where a job runs: a folder, and its name in it. Raises ConfigError when they cannot be formed."""
     key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     try:
-        base = OmegaConf.select(config, key)
-        name = str(config.hydra.sweep.subdir) if multirun else ""
+        return Path(OmegaConf.select(config, key)), str(config.hydra.sweep.subdir) if multirun else ""
     except OmegaConfBaseException as error:
         raise ConfigError(key, ": " + " ".join(str(error).split())) from error
-    if name in names:
-        raise ConfigError(key, f"={base}: two jobs of the sweep would share the folder {name}")
-    names.add(name)
-    folder = Path(base, name)
+
+
+def check_folder(folder: Path, config: DictConfig, multirun: bool) -> None:
+    """Raises ConfigError when a job's folder is taken, by a file or by a run that is not the same job."""
+    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     if (folder / "status.json").exists():
-        raise ConfigError(key, f"={base}: {folder} already holds a run; give a new folder")
+        if not multirun:
+            where = f"already holds a run; continue it with run={folder}, or give a new folder"
+            raise ConfigError(key, f"={folder}: {where}")
+        new = OmegaConf.to_container(config, resolve=False)
+        check_same_job(folder, new, f"{key}={folder.parent}")  # type: ignore[arg-type]
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(key, f"={base}: {existing} is no folder that can be written to; give another")
+        raise ConfigError(key, f"={folder}: {existing} is no folder that can be written to; give another")
+
+
+#: A continued run may have more of these, and nothing else may change.
+BUDGETS = ("steps", "images")
+
+
+def check_same_job(folder: Path, new: Mapping, key: str) -> None:
+    """Raises ConfigError unless ``new`` is the config of the run in ``folder``, but for a higher budget."""
+    try:
+        old = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(key, f": {folder}/.hydra/config.yaml is missing or damaged; give a new folder") from error
+    before, after = dict(leaves(old)), dict(leaves(new))
+    for name in [*before, *after]:
+        was, wanted = before.get(name, "absent"), after.get(name, "absent")
+        raised = name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was
+        if was != wanted and not raised:
+            rule = "may only be raised" if name in BUDGETS else "cannot change in a run that is continued"
+            raise ConfigError(name, f"={wanted}: {rule}; it is {was} in {folder}; give a new folder for a new run")
 
 
 def sweep(overrides: Sequence[str], name: str, config_dir: str | None) -> list[list[str]]:

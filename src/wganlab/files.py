@@ -9,7 +9,8 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old content or the new one, never a part."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    with open(part, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
     os.replace(part, path)
 
 

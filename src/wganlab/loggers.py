@@ -70,11 +70,14 @@ class WandbLogger(loggers.WandbLogger):
         )
 
     def start(self, *, config: Any, **identity: Any) -> bool:
-        """Begin the run with the whole resolved config; ``identity`` fills name, group and tags left open.
+        """Begin the run with the whole resolved config; ``identity`` fills name, group, tags and id left open.
+
+        A run whose id W&B knows is continued.
 
         Returns False when W&B cannot even run offline, with a line that says why.
         """
         arguments = {k: v for k, v in self._wandb_init.items() if k not in ("resume", "anonymous", "mode")}
+        arguments |= {"resume": "allow"}
         arguments |= {key: value for key, value in identity.items() if not arguments.get(key)}
         first, reason = choose_mode()
         for mode in dict.fromkeys([first, "offline"]):

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from wganlab.locks import is_locked
 from wganlab.schema import ConfigError
 
 Row = dict[str, float]
@@ -68,7 +69,11 @@ class Run:
 
     @cached_property
     def status(self) -> dict[str, Any]:
-        return {"state": "unknown"} | self._mapping("status.json", json.loads)
+        """status.json; a run that says "running" and is not worked on is "interrupted": its process was killed."""
+        status = {"state": "unknown"} | self._mapping("status.json", json.loads)
+        if status["state"] == "running" and not is_locked(self.folder):
+            status["state"] = "interrupted"
+        return status
 
     @cached_property
     def summary(self) -> dict[str, Any]:

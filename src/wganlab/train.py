@@ -4,7 +4,10 @@ import functools
 import math
 import os
 import platform
+import secrets
 import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,18 @@ from torch import nn
 import wganlab
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, check, construct, generator_steps, objections
+from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.callbacks.history import History
+from wganlab.callbacks.interruption import Interruption, StoppedError
 from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
 from wganlab.data import Source, size
 from wganlab.data.stream import BatchStream, EndlessStream
-from wganlab.files import write_json
+from wganlab.files import write_json, write_text
+from wganlab.locks import locked
 from wganlab.loggers import WandbLogger
-from wganlab.runs import final_and_best
+from wganlab.runs import Run, final_and_best
+from wganlab.schema import ConfigError
 
 #: What a diverged run returns to a sweeper: large, and finite, since some fail on NaN.
 WORST = 1e9
@@ -35,17 +42,76 @@ WORST = 1e9
 def train(config: DictConfig) -> float | None:
     """Hydra's job: one run in Hydra's output folder. Returns the final ``eval/emd``, for sweepers that minimise.
 
-    Raises ConfigError when the config cannot run; any other exception is written to status.json and raised again.
+    A folder that holds a run already goes on from its last checkpoint, or from the start where there is none; what is
+    complete is left alone. Raises ConfigError when the config cannot run, BusyError when another process is at it; any
+    other exception is written to status.json and raised again.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     check(config)
-    status = {"state": "running", "started": now(), "finished": None, "error": None, "pid": os.getpid()}
+    with locked(folder):
+        status = read_status(folder)
+        summary = finished(folder, status, generator_steps(config))
+        if summary is None:
+            refuse_to_repeat(status)
+            summary = run(config, folder, status)
+        else:
+            print(f"already completed: {os.path.relpath(folder)}", flush=True)
+    value = summary["final"].get("eval/emd")
+    return value if value is None or math.isfinite(value) else WORST
+
+
+def resume(folder: Path, changes: Mapping[str, Any]) -> None:
+    """``wganlab train run=PATH``: continue a run in its folder, with more ``steps`` or ``images`` if wanted."""
+    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    stored = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+    stored.hydra.runtime.output_dir = str(folder.absolute())  # it may have been moved
+    stored.hydra.mode = RunMode[stored.hydra.mode]
+    HydraConfig.instance().cfg = stored  # type: ignore[assignment]  # set_config wants types that a file has not
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    if changes:
+        write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+    train(config)  # type: ignore[arg-type]
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What status.json says; empty for a new folder."""
+    return Run(folder).status if (folder / "status.json").exists() else {}
+
+
+def finished(folder: Path, status: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has made its steps, else None."""
+    summary = Run(folder).summary if status.get("state") == "completed" else {}
+    return summary if summary.get("steps", 0) >= steps else None
+
+
+def refuse_to_repeat(status: Mapping[str, Any]) -> None:
+    """A sweep that is taken up again after a worker has died does not repeat what has failed by itself."""
+    sweep = os.environ.get("WGANLAB_SWEEP")
+    if sweep and status.get("state") == "failed" and status.get("sweep") == sweep:
+        raise RuntimeError(status.get("error"))
+
+
+def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Train, and keep status.json at the truth."""
+    status: dict[str, Any] = {
+        "state": "running",
+        "started": before.get("started") or now(),
+        "finished": None,
+        "error": None,
+        "pid": os.getpid(),
+        "sweep": os.environ.get("WGANLAB_SWEEP"),
+        "wandb_id": before.get("wandb_id") or secrets.token_hex(4),
+    }
     write_json(folder / "status.json", status)
     try:
-        summary = fit(config, folder)
+        summary = fit(config, folder, wandb_id=status["wandb_id"])
     except BaseException as error:
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt)
         message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
-        write_json(folder / "status.json", status | {"state": "failed", "finished": now(), "error": message})
+        state = {"state": "stopped" if stopped else "failed", "finished": now(), "error": message}
+        with suppress(OSError):  # a full disk: what went wrong matters more than its record
+            write_json(folder / "status.json", status | state)
         raise
     write_json(folder / "status.json", status | {"state": "completed", "finished": now()})
     print(
@@ -53,45 +119,43 @@ def train(config: DictConfig) -> float | None:
         f"({summary['images_per_second']:,.0f} images/s): {os.path.relpath(folder)}",
         flush=True,
     )
-    value = summary["final"].get("eval/emd")
-    return value if value is None or math.isfinite(value) else WORST
+    return summary
 
 
-def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """Train from scratch in ``folder`` and return what summary.json holds."""
+def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dict[str, Any]:
+    """Train in ``folder``, from its last checkpoint or from scratch, and return what summary.json holds."""
     source: Source = construct(config, "dataset")
     module = build_module(config, source)
     steps = generator_steps(config)
     history = History(every=config.log_every)
     logger = construct(config, "logger", save_dir=str(folder)) if config.logger else None
+    observers = filter(None, construct(config, "callbacks").values())
+    interruption = Interruption()
+    own = [history, ProgressReport(history), interruption]
     trainer: pl.Trainer = construct(
         config,
         "accelerator",
         max_steps=steps,
         folder=str(folder),
-        callbacks=[*filter(None, construct(config, "callbacks").values()), history, ProgressReport(history)],
+        callbacks=[*observers, *own],
         logger=logger or False,
     )
-    device = trainer.strategy.root_device
-    options = {"batch_size": config.batch_size, "n_critic": module.n_critic, "steps": steps, "seed": config.seed}
-    with objections(config, "dataset"):
-        samples = None if size(source) is None else source.load().to(device)
-    with objections(config, ""):  # broken files may have left fewer samples than a batch
-        if samples is None:
-            stream: BatchStream = EndlessStream(source.draw, device=device, **options)  # type: ignore[attr-defined]
-        else:
-            stream = BatchStream(samples, **options)
+    last = folder / "checkpoints" / "last.ckpt"
+    saved = read_checkpoint(last) if last.exists() else None
+    stream = open_stream(config, source, module.n_critic, trainer.strategy.root_device)
+    module.fingerprint = stream.fingerprint()
     announce(config, module, source, trainer)
+    if saved:
+        check_continuation(saved, module.fingerprint)
     exit_code, summary = 1, None
     try:
         if isinstance(logger, WandbLogger):
-            started = logger.start(config=OmegaConf.to_container(config, resolve=True), **run_identity(folder))
+            identity = run_identity(folder) | {"id": wandb_id}
+            started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
             trainer.loggers = [logger] if started else []
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
-        try:
-            trainer.fit(module, train_dataloaders=stream)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from error
+        with interruption:
+            continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
         summary = summarise(module, history, trainer)
         write_json(folder / "summary.json", summary)
         exit_code = 0
@@ -99,6 +163,54 @@ def fit(config: DictConfig, folder: Path) -> dict[str, Any]:
         if isinstance(logger, WandbLogger):
             logger.finish(summary, exit_code)
     return summary
+
+
+def continue_or_begin(
+    trainer: pl.Trainer,
+    module: AdversarialModule,
+    stream: BatchStream,
+    checkpoint: str | None,
+    interruption: Interruption,
+) -> None:
+    """Lightning's fit, whose ways to leave the process become exceptions."""
+    try:
+        trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # a second Ctrl-C
+            raise KeyboardInterrupt from error
+        if interruption.received is not None:
+            raise StoppedError(interruption.received, "before its first step") from error
+        raise RuntimeError(f"sys.exit({error.code}) in the middle of training") from error
+
+
+def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch.device) -> BatchStream:
+    """Read the data, or get ready to draw them."""
+    options = {
+        "batch_size": config.batch_size,
+        "n_critic": n_critic,
+        "steps": generator_steps(config),
+        "seed": config.seed,
+    }
+    with objections(config, "dataset"):
+        samples = None if size(source) is None else source.load().to(device)
+    with objections(config, ""):  # broken files may have left fewer samples than a batch
+        if samples is None:
+            return EndlessStream(source.draw, device=device, **options)  # type: ignore[attr-defined]
+        return BatchStream(samples, **options)
+
+
+def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
+    """Say from where a run goes on. Raises ConfigError when its data are no longer the same."""
+    if saved["fingerprint"] != fingerprint:
+        raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
+    print(f"continuing after generator step {saved['global_step']}", flush=True)
+    threads = saved["wganlab"]["threads"]
+    if threads != torch.get_num_threads():
+        print(
+            f"note: the run had {threads} threads and now has {torch.get_num_threads()}: "
+            f"sums in another order, so equal up to rounding only (OMP_NUM_THREADS={threads})",
+            flush=True,
+        )
 
 
 def announce(config: DictConfig, module: AdversarialModule, source: Source, trainer: pl.Trainer) -> None:

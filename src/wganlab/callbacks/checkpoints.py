@@ -1,28 +1,55 @@
-"""Checkpoints: the last state of a run and its best one."""
+"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
 
 import os
+import random
 import shutil
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from pydantic import PositiveInt
-from pytorch_lightning import Callback, Trainer
+from pydantic import PositiveFloat, PositiveInt
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
+from wganlab.schema import ConfigError
+
+#: Raise it when what a checkpoint holds changes its meaning; others are refused.
+SCHEMA = 1
 
 
-class Checkpoints(Callback):
-    """checkpoints/last.ckpt every so many generator steps, best.ckpt whenever ``monitor`` reaches a new minimum.
+class Checkpoints(Checkpoint):
+    """checkpoints/last.ckpt every so many generator steps and minutes, best.ckpt at a new minimum of ``monitor``.
 
-    Files are written aside and renamed, so what stands under these names is always whole; they hold tensors and
-    plain containers only and load with ``torch.load(weights_only=True)``.
+    ``keep_every`` steps, the state is also kept for good as step_XXXXXXXX.ckpt. Files are written aside and renamed, so
+    what stands under these names is always whole; they hold tensors and plain containers only and load with
+    ``torch.load(weights_only=True)``. A state that is not finite is never saved.
     """
 
-    def __init__(self, *, every: PositiveInt, monitor: str = "eval/emd") -> None:
-        self.every, self.monitor = every, monitor
+    # Lightning calls subclasses of its Checkpoint after all other callbacks: a row of this step is already written.
+
+    def __init__(
+        self,
+        *,
+        every: PositiveInt,
+        minutes: PositiveFloat | None = 10.0,
+        keep_every: PositiveInt | None = None,
+        monitor: str = "eval/emd",
+    ) -> None:
+        self.every, self.minutes, self.keep_every, self.monitor = every, minutes, keep_every, monitor
         self.best = float("inf")
+        self.random: dict[str, Any] | None = None
+        self.saved = 0
+
+    def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
+        self.time, self.saved = time.monotonic(), trainer.global_step
+        if self.random:
+            restore_random_state(self.random)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
@@ -30,24 +57,83 @@ class Checkpoints(Callback):
         value = module.observed.get(self.monitor, float("inf"))
         improved = value < self.best
         self.best = min(value, self.best)
-        if not (improved or is_due(trainer, self.every)):
+        late = self.minutes is not None and time.monotonic() - self.time > 60 * self.minutes
+        kept = self.keep_every is not None and trainer.global_step % self.keep_every == 0
+        if improved or late or kept or is_due(trainer, self.every):
+            self.save(trainer, module, best=improved, keep=kept)
+
+    def save(self, trainer: Trainer, module: AdversarialModule, *, best: bool = False, keep: bool = False) -> None:
+        """Write last.ckpt, and the same as best and for good; nothing when the state is not finite."""
+        state = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+        if not all(torch.isfinite(tensor).all() for tensor in state):
             return
-        if not all(torch.isfinite(parameter).all() for parameter in module.parameters()):
-            return  # a diverged state is not worth the last good one
         folder = Path(trainer.default_root_dir, "checkpoints")
         part = folder / "checkpoint.part"
-        trainer.save_checkpoint(part)
-        if improved:
-            shutil.copyfile(part, folder / "best.part")
-            os.replace(folder / "best.part", folder / "best.ckpt")
-        os.replace(part, folder / "last.ckpt")
+        names = ["best"] * best + [f"step_{trainer.global_step:08d}"] * keep
+        try:
+            trainer.save_checkpoint(part)
+            for name in names:
+                shutil.copyfile(part, folder / f"{name}.part")
+                os.replace(folder / f"{name}.part", folder / f"{name}.ckpt")
+            os.replace(part, folder / "last.ckpt")
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{folder} cannot be written: {' '.join(str(error).split())}") from error
+        finally:
+            for path in folder.glob("*.part"):
+                path.unlink()
+        self.time, self.saved = time.monotonic(), trainer.global_step
 
     def on_train_end(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
         if self.best == float("inf"):
             print(f"callbacks.checkpoints.monitor={self.monitor} was never observed: there is no best.ckpt", flush=True)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        checkpoint["wganlab"] = {"schema": SCHEMA, "threads": torch.get_num_threads(), "random": random_state()}
+
+    def on_load_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        self.random = checkpoint["wganlab"]["random"]
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.best = state_dict["best"]
+
+
+def read_checkpoint(path: Path, key: str = "run") -> Mapping[str, Any]:
+    """A checkpoint of this version of wganlab, loaded without running any code of the file.
+
+    Raises ConfigError for one that is damaged, foreign or of another version.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(key, f": {path} is damaged or no checkpoint of wganlab ({reason[:120]})") from error
+    own = saved.get("wganlab") if isinstance(saved, dict) else None
+    schema = own.get("schema") if isinstance(own, dict) else None
+    if schema != SCHEMA:
+        raise ConfigError(key, f": {path} has schema {schema}, this version of wganlab continues from schema {SCHEMA}")
+    return saved
+
+
+def random_state() -> dict[str, Any]:
+    """All global random number generators, in tensors and plain containers."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Set all global generators to what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

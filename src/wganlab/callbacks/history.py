@@ -1,7 +1,7 @@
 """metrics.csv: what happened, a row per logged generator step."""
 
 import csv
-import math
+import io
 import time
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
+from wganlab.callbacks.divergence import divergence
+from wganlab.files import write_text
 
 #: The columns of metrics.csv; what an observer adds beyond them stands after.
 COLUMNS = [
@@ -39,30 +41,41 @@ class History(Callback):
     An epoch that is longer than that ends with a row, too. Training metrics are means over the steps since the row
     before. ``images_seen`` counts real images seen by the critic, ``epoch`` passes over the data set (less its last
     partial batch; none of an endless one), ``seconds`` the time since training began.
-    Raises FloatingPointError after a row whose losses are not finite.
+    Raises FloatingPointError, after a last row, at a step whose losses or gradients are not finite.
+    Continuing a run, rows after its checkpoint are taken back: they will be written again.
     """
 
     def __init__(self, *, every: PositiveInt) -> None:
         self.every = every
         self.rows: list[dict[str, float]] = []
+        self.seconds = (0.0, 0.0)  # of training before this process, in all and since the last row
         self.epoch_ended = False  # at the current step, with a row of its own
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
         self.path = Path(trainer.default_root_dir, "metrics.csv")
-        self.columns = list(COLUMNS)
-        self.started = self.last_time = time.perf_counter()
-        self.last_images = 0
-        with open(self.path, "w", newline="") as file:
-            csv.writer(file).writerow(self.columns)
+        now = time.perf_counter()
+        self.started, self.last_time = now - self.seconds[0], now - self.seconds[1]
+        kept = self._rows_until(trainer.global_step)
+        self.columns = list(dict.fromkeys([*COLUMNS, *(key for row in kept for key in row)]))
+        self.rows = [{key: float(value) for key, value in row.items() if value} for row in kept]
+        for row in self.rows:
+            row |= {key: int(row[key]) for key in ("step", "images_seen")}
+        self.last_images = int(self.rows[-1]["images_seen"]) if self.rows else 0
+        self._rewrite(kept)
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, module: AdversarialModule, batch: Tensor, batch_idx: int
+    ) -> None:
+        module.observed.clear()  # what was observed at the step before
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
         per_epoch = trainer.train_dataloader.batches_per_epoch  # type: ignore[union-attr]
         step, n_critic, batch_size = trainer.global_step, *batch.shape[:2]
-        if not (
-            module.observed or is_due(trainer, self.every) or self._ends_epoch(step * n_critic, n_critic, per_epoch)
-        ):
+        self.epoch_ended = self._ends_epoch(step * n_critic, n_critic, per_epoch)
+        diverged = divergence(trainer, module, self.every)
+        if not (diverged or module.observed or self.epoch_ended or is_due(trainer, self.every)):
             return
         now, images = time.perf_counter(), step * n_critic * batch_size
         row = {
@@ -75,12 +88,10 @@ class History(Callback):
             **module.observed,
         }
         self.last_time, self.last_images = now, images
-        module.observed.clear()
         self.rows.append(row)
         self._write(row)
-        for key in ("critic/loss", "generator/loss"):
-            if not math.isfinite(row[key]):
-                raise FloatingPointError(f"{key} is {row[key]} at generator step {row['step']}: training has diverged")
+        if diverged:
+            raise FloatingPointError(diverged)
         for logger in trainer.loggers:
             logger.log_metrics({key: row[key] for key in row if key != "step"}, step=trainer.global_step)
 
@@ -90,15 +101,35 @@ class History(Callback):
             return False
         return batches // per_epoch > (batches - n_critic) // per_epoch
 
+    def state_dict(self) -> dict[str, float]:
+        now = time.perf_counter()
+        return {"seconds": now - self.started, "since_row": now - self.last_time}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = (state_dict["seconds"], state_dict["since_row"])
+
+    def _rows_until(self, step: int) -> list[dict[str, str]]:
+        """Rows of an earlier process up to a step, as they were written."""
+        if not step or not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if (row["step"] or "x").isdecimal() and int(row["step"]) <= step]
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        """metrics.csv anew, whole or not at all."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
     def _write(self, row: dict[str, float]) -> None:
         new = [key for key in row if key not in self.columns]
         if new:  # a user's observer: rewrite the file under a longer header
             self.columns += new
             with open(self.path, newline="") as file:
                 old = list(csv.DictReader(file))
-            with open(self.path, "w", newline="") as file:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(old)
+            self._rewrite(old)
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)

@@ -29,8 +29,15 @@ class ProgressReport(Callback):
         self.bar: Progress | None = None
         self.reported = 0  # rows of the history that belong to epochs already reported
 
+    def state_dict(self) -> dict[str, int]:
+        return {"reported": self.reported}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.reported = state_dict["reported"]
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.started = self.shown = time.perf_counter()
+        self.first = trainer.global_step
         if sys.stdout.isatty():
             columns = (
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -55,7 +62,7 @@ class ProgressReport(Callback):
         if self.bar:
             self.bar.update(self.task, completed=step, text=self._text(), refresh=True)
         else:
-            left = (now - self.started) / step * (trainer.max_steps - step)
+            left = (now - self.started) / (step - self.first) * (trainer.max_steps - step)
             print(f"step {step}/{trainer.max_steps}  {self._text()}  {left:.0f} s left", flush=True)
 
     def _report_epoch(self) -> None:

@@ -23,7 +23,8 @@ class Samples(Callback):
         self.every, self.n = every, n
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        self._save(trainer, module)
+        if trainer.global_step == 0:
+            self._save(trainer, module)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int

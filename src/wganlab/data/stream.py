@@ -1,5 +1,6 @@
 """The stream of real batches that the critic sees."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,6 +58,13 @@ class BatchStream:
         """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
         rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
         return self.samples[rows.to(self.samples.device)]
+
+    def fingerprint(self) -> str:
+        """A hash of the data: another one means other data."""
+        content = self.samples.cpu().contiguous()
+        hashed = hashlib.blake2b(f"{content.dtype} {tuple(content.shape)}".encode(), digest_size=16)
+        hashed.update(content.numpy().data)
+        return hashed.hexdigest()
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step}

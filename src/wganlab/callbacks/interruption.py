@@ -1,0 +1,63 @@
+"""Signals: a run that is asked to stop finishes its step, saves, and can be continued."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from torch import Tensor
+
+from wganlab.adversarial import AdversarialModule
+from wganlab.callbacks.checkpoints import Checkpoints
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppedError(Exception):
+    """A signal has ended the run after a whole step. ``code`` is the conventional exit code: 128 + its number."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {what}")
+        self.code = 128 + number
+
+
+class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it last
+    """On the first SIGINT or SIGTERM ends the run after its step; a second SIGINT stops at once.
+
+    A context manager: signals are taken inside the block.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
+            self.before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
+        for number in self.before:  # Lightning has put a handler of its own before ours
+            signal.signal(number, self._receive)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+    ) -> None:
+        if self.received is None or trainer.global_step == trainer.max_steps:
+            return
+        savers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
+        for saver in savers:
+            saver.save(trainer, module)
+        saved = "saved" if savers else "not saved: there is no callbacks.checkpoints"
+        raise StoppedError(self.received, f"after generator step {trainer.global_step} ({saved})")

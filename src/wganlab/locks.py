@@ -1,0 +1,37 @@
+"""One process per run folder: a lock that dies with its holder."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class BusyError(Exception):
+    """Another process works on the folder."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for as long as the block, or the process, lives. Raises BusyError when somebody else does.
+
+    The lock is the kernel's (flock) on the folder itself: it leaves no file, and a killed process cannot keep it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{folder} is being worked on by another process") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the folder."""
+    try:
+        with locked(folder):
+            return False
+    except BusyError:
+        return True

@@ -1,0 +1,53 @@
+"""A sweep as a whole: all its jobs, whatever becomes of each."""
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from wganlab.runs import Run
+
+#: A worker that is killed takes its launcher's other jobs with it: they are launched again, so often without progress.
+ATTEMPTS = 2
+
+
+def run_sweep(launch: Callable[[], object], folders: Sequence[Path]) -> int:
+    """Launch a sweep until every job has completed or failed by itself; returns the exit code.
+
+    Where one has not completed, a table says what became of each.
+    """
+    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks the failures of this sweep, see train.refuse_to_repeat
+    without_progress, still_open = 0, len(folders) + 1
+    while True:
+        failure: Exception | None = None
+        try:
+            launch()
+        except Exception as error:  # of a job, which has left its record, or of the launcher
+            failure = error
+        before, still_open = still_open, sum(state(folder)[0] in ("absent", "interrupted") for folder in folders)
+        without_progress = 0 if still_open < before else without_progress + 1
+        if failure is None or not still_open or without_progress == ATTEMPTS:
+            return report(folders, failure)
+
+
+def state(folder: Path) -> tuple[str, str]:
+    """The state of a job, and the first line of what went wrong."""
+    if not (folder / "status.json").exists():
+        return "absent", ""
+    status = Run(folder).status
+    return status["state"], str(status.get("error") or "").partition("\n")[0]
+
+
+def report(folders: Sequence[Path], failure: Exception | None) -> int:
+    """Print the state of every job when not all have completed; the exit code says whether they have."""
+    states = {folder: state(folder) for folder in folders}
+    completed = sum(name == "completed" for name, _ in states.values())
+    if failure is not None and completed == len(folders):
+        raise failure
+    if completed == len(folders):
+        return 0
+    width = max(len(folder.name) for folder in folders)
+    for folder, (name, error) in states.items():
+        print(f"{name:<12}{folder.name:<{width}}  {error}".rstrip())
+    print(f"{completed} of {len(folders)} jobs completed; the same command runs the others again", flush=True)
+    return 1

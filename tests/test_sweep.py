@@ -1,0 +1,191 @@
+"""Sweeps: one job's end is not the others', and the same command again runs only what is missing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wganlab
+from wganlab.runs import Run
+
+SABOTEUR = '''
+import os, signal, sys
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback
+
+
+class Saboteur(Callback):
+    """Breaks a run after its sixth step, in one of several ways, until a file says that all is repaired."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_train_batch_end(self, trainer, module, *rest):
+        if trainer.global_step != 6 or Path(os.environ["REPAIRED"]).exists():
+            return
+        if self.how == "raise":
+            raise ValueError("broken on purpose\\nsecond line")
+        if self.how == "exit":
+            sys.exit(3)
+        if self.how == "diverge":
+            with torch.no_grad():
+                next(module.generator.parameters()).fill_(torch.nan)
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+TOY = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[16]", "model.critic.hidden=[16]"]
+QUICK = ["steps=12", "batch_size=8", "log_every=3", "logger=csv", "callbacks.checkpoints.every=4"]
+SILENT = ["~callbacks.evaluation", "~callbacks.samples", "~callbacks.diagnostics"]
+COMMAND = ["train", "-m", *TOY, *QUICK, *SILENT, "hydra.sweep.dir=out", "+callbacks.bad._target_=saboteur.Saboteur"]
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {re.findall(r"how=(\w+)", path.name)[0]: Run(path).status["state"] for path in folder.glob("*how=*")}
+
+
+def test_every_way_to_fail_leaves_the_others_alone(tmp_path: Path) -> None:
+    (tmp_path / "saboteur.py").write_text(SABOTEUR)
+    command = [*COMMAND, "+callbacks.bad.how=raise,exit,diverge,nothing"]
+    broken = wganlab(*command, cwd=tmp_path, REPAIRED=str(tmp_path / "repaired"))
+    assert broken.returncode == 1
+    assert states(tmp_path / "out") == {
+        "raise": "failed",
+        "exit": "failed",
+        "diverge": "failed",
+        "nothing": "completed",
+    }
+    table = [line for line in broken.stdout.splitlines() if re.match(r"(failed|completed) +\S+how=", line)]
+    assert len(table) == 4
+    assert "ValueError: broken on purpose" in broken.stdout
+    assert "sys.exit(3)" in broken.stdout
+    assert re.search(
+        r"critic/loss is nan at generator step 7: training has diverged; "
+        r"the last finite checkpoint is that of step 4", broken.stdout
+    )  # fmt: skip
+    assert "1 of 4 jobs completed" in broken.stdout
+    untouched = (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns
+
+    (tmp_path / "repaired").touch()
+    again = wganlab(*command, cwd=tmp_path, REPAIRED=str(tmp_path / "repaired"))
+    assert again.returncode == 0, again.stderr
+    assert set(states(tmp_path / "out").values()) == {"completed"}
+    assert again.stdout.count("already completed") == 1
+    assert again.stdout.count("continuing after generator step 4") == 3
+    assert (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns == untouched
+
+
+def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "saboteur.py").write_text(SABOTEUR)
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = [*COMMAND, *launcher, "+callbacks.bad.how=nothing,kill", "seed=0,1"]
+    broken = wganlab(*command, cwd=tmp_path, REPAIRED=str(tmp_path / "repaired"), OMP_NUM_THREADS="1")
+    assert broken.returncode == 1, broken.stdout + broken.stderr
+    found = {path.name: Run(path).status["state"] for path in (tmp_path / "out").glob("*how=*")}
+    assert sum(state == "completed" for state in found.values()) == 2, found
+    assert all(state == "completed" for name, state in found.items() if "nothing" in name), found
+    assert "interrupted" in broken.stdout
+    (tmp_path / "repaired").touch()
+    again = wganlab(*command, cwd=tmp_path, REPAIRED=str(tmp_path / "repaired"), OMP_NUM_THREADS="1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert set(states(tmp_path / "out").values()) == {"completed"}
+
+
+def test_what_else_changes_is_refused(tmp_path: Path) -> None:
+    command = ["train", "-m", *TOY, *QUICK, *SILENT, "hydra.sweep.dir=out", "seed=0,1"]
+    assert wganlab(*command, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "out" / "seed=0" / ".hydra" / "config.yaml").read_text()
+    other = wganlab(*command, "loss.n_critic=3", cwd=tmp_path)
+    assert other.returncode == 2
+    assert other.stderr == (
+        "wganlab: loss.n_critic=3: cannot change in a run that is continued; it is 5 in out/seed=0; "
+        "give a new folder for a new run\n"
+    )
+    assert (tmp_path / "out" / "seed=0" / ".hydra" / "config.yaml").read_text() == before
+    fewer = wganlab(*command, "steps=6", cwd=tmp_path)
+    assert "steps=6: may only be raised; it is 12" in fewer.stderr
+    more = wganlab(*command, "steps=15", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert json.loads((tmp_path / "out" / "seed=1" / "summary.json").read_text())["steps"] == 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=run", "loss.n_critic=3"], "loss.n_critic=3: cannot change in a run that is continued; it is 5"),
+        (["run=run", "steps=4"], "steps=4: may only be raised; it is 12"),
+        (["run=run", "foo=4"], "foo=4: cannot change in a run that is continued; it is absent"),
+        (["run=run", "-m"], "-m: only a higher steps= or images= can be given"),
+        (["run=nowhere"], "run=nowhere: does not exist"),
+    ],
+)
+def test_bad_continuations_are_refused(arguments: list[str], message: str, trained: Path) -> None:
+    done = wganlab("train", *arguments, cwd=trained)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a stopped run: its record says that it is not complete."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = wganlab("train", *TOY, *QUICK, *SILENT, "hydra.run.dir=run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    status = json.loads((folder / "run" / "status.json").read_text())
+    (folder / "run" / "status.json").write_text(json.dumps(status | {"state": "stopped"}))
+    return folder
+
+
+def test_foreign_and_damaged_checkpoints_are_refused_without_running_them(trained: Path) -> None:
+    import torch
+
+    path = trained / "run" / "checkpoints" / "last.ckpt"
+    whole = path.read_bytes()
+
+    class Evil:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (Path.touch, (trained / "ran",))
+
+    saved = torch.load(path, weights_only=True)
+    for content, message in (
+        (whole[: len(whole) // 2], "is damaged or no checkpoint"),
+        (b"", "is damaged or no checkpoint"),
+        (Evil(), "is damaged or no checkpoint"),
+        ({"state_dict": {}}, "has schema None"),
+        (saved | {"wganlab": saved["wganlab"] | {"schema": 0}}, "has schema 0"),
+        (saved | {"fingerprint": "other"}, "dataset: its content is not that with which this run began"),
+    ):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        damaged = path.read_bytes()
+        done = wganlab("train", "run=run", cwd=trained)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert message in done.stderr
+        assert path.read_bytes() == damaged
+    assert not (trained / "ran").exists()
+    path.write_bytes(whole)
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(trained: Path) -> None:
+    """A limit on the size of files stands for the disk: a checkpoint does not fit, metrics.csv does."""
+    import subprocess
+    import sys
+
+    path = trained / "run" / "checkpoints" / "last.ckpt"
+    whole = path.read_bytes()
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(whole) // 2},) * 2); "
+        "sys.argv = ['wganlab', 'train', 'run=run', 'steps=30']; from wganlab.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], cwd=trained, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "OSError" in done.stderr
+    assert path.read_bytes() == whole
+    assert not list((trained / "run" / "checkpoints").glob("*.part"))
+    assert Run(trained / "run").status["state"] == "failed"
