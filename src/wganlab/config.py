@@ -152,8 +152,8 @@ def jobs(
     """The configs of all jobs of a command line, without Hydra's node, each while Hydra stands as it will in the job.
 
     Sweeps are formed as by Hydra's basic sweeper; other sweepers choose values as they go, and of theirs only
-    what the sweep leaves fixed is composed. ``folders`` receives where each job will run. Raises ConfigError for
-    contradictions and for folders that are taken.
+    what the sweep leaves fixed is composed. ``folders`` receives where each job will run, as far as that is known.
+    Raises ConfigError for contradictions and for folders that are taken.
     """
     names: set[str] = set()
     for number, job in enumerate(sweep(overrides, name, config_dir) if multirun else [list(overrides)]):
@@ -171,7 +171,7 @@ def jobs(
             raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {job_name}")
         names.add(job_name)
         check_folder(base / job_name, without_hydra(config), multirun)
-        if folders is not None:
+        if folders is not None and config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             folders.append(base / job_name)
         yield without_hydra(config)
 
