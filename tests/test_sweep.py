@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,7 @@ def test_what_else_changes_is_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["run=run", "loss.n_critic=3"], "loss.n_critic=3: cannot change in a run that is continued; it is 5"),
+        (["run=run", "images=4000"], "images=4000: the budget of this run is steps=12; raise that"),
         (["run=run", "steps=4"], "steps=4: may only be raised; it is 12"),
         (["run=run", "foo=4"], "foo=4: cannot change in a run that is continued; it is absent"),
         (["run=run", "-m"], "-m: only a higher steps= or images= can be given"),
@@ -166,6 +168,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     status = json.loads((folder / "run" / "status.json").read_text())
     (folder / "run" / "status.json").write_text(json.dumps(status | {"state": "stopped"}))
     return folder
+
+
+def test_a_run_killed_after_its_last_step_is_finished(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the last checkpoint and summary.json; a torn last row of metrics.csv does no harm."""
+    monkeypatch.chdir(trained)
+    shutil.copytree("run", "late")
+    before = json.loads(Path("late", "summary.json").read_text())
+    Path("late", "summary.json").unlink()
+    with open("late/metrics.csv", "a") as file:
+        file.write("1\n")
+    resume(["run=late"])
+    after = json.loads(Path("late", "summary.json").read_text())
+    assert {key: after[key] for key in ("steps", "images_seen", "final")} == {
+        key: before[key] for key in ("steps", "images_seen", "final")
+    }
+    assert Run(Path("late")).status["state"] == "completed"
+    Path("late", "metrics.csv").unlink()
+    resume(["run=late", "steps=15"])
+    assert [row["step"] for row in Run(Path("late")).rows] == [15]
 
 
 def test_foreign_and_damaged_checkpoints_are_refused_without_running_them(

@@ -122,11 +122,13 @@ def test_toys_train_and_are_drawn(dataset: str, tmp_path: Path) -> None:
 
 
 def test_fixed_generator_trains_the_critic_alone(tmp_path: Path) -> None:
+    fit(toy("training=fixed_generator", "dataset.n=32"), tmp_path)  # fewer points than are drawn for a picture
     settings = toy("training=fixed_generator", "dataset=swiss_roll")
     check(settings)
     module = build_module(settings, construct(settings, "dataset"))
     assert not list(module.generator.parameters())
-    summary = fit(settings, tmp_path)
+    (tmp_path / "endless").mkdir()
+    summary = fit(settings, tmp_path / "endless")
     assert summary["steps"] == 6
     assert summary["parameters"]["generator"] == 0
     # real points and unit noise: the mean squared distance between a point and its noisy self is the dimension

@@ -244,7 +244,10 @@ class FixedGenerator(AdversarialModule):
         noise = torch.randn(n, *self.shape, **options)
         if self._trainer is None:
             return noise
-        return noise + self.scaled(self.trainer.train_dataloader.reference(n))  # type: ignore[union-attr]
+        # not the first half of the reference: it is what an evaluation compares with
+        real = self.trainer.train_dataloader.reference(2 * n)  # type: ignore[union-attr]
+        rows = (torch.arange(n, device=self.device) + len(real) // 2) % len(real)
+        return noise + self.scaled(real[rows])
 
     def critic_latents(self, real: Tensor) -> Tensor:
         return real + torch.randn_like(real)

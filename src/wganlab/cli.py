@@ -58,6 +58,8 @@ def train(arguments: Sequence[str]) -> None:
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
     if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
         sys.exit(refuse("--config-path, --experimental-rerun and --resolve without --cfg are not supported"))
+    if options.multirun and (options.cfg or options.info):
+        sys.exit(refuse("--cfg and --info show one job: leave out -m, and for an arm give +arms= and --config-dir"))
     asks_only = options.cfg or options.info or options.help or options.hydra_help or options.shell_completion
     folders: list[Path] = []
     if not asks_only:
@@ -95,8 +97,14 @@ def resume(arguments: Sequence[str]) -> None:
 
     if flags := [argument for argument in arguments if "=" not in argument]:
         raise ConfigError(" ".join(flags), ": only a higher steps= or images= can be given to a run that is continued")
-    changes = {key: yaml.safe_load(value) for key, _, value in (argument.partition("=") for argument in arguments)}
-    run = Run.open(str(changes.pop("run")))
+    given = dict(argument.split("=", 1) for argument in arguments)
+    run = Run.open(given.pop("run"))
+    changes = {key: yaml.safe_load(value) for key, value in given.items()}
+    budget = "steps" if run.config.get("images") is None else "images"
+    for key in {"steps", "images"} & changes.keys() - {budget}:
+        raise ConfigError(
+            key, f"={changes[key]}: the budget of this run is {budget}={run.config.get(budget)}; raise that"
+        )
     wanted = OmegaConf.create(run.config)
     for key, value in changes.items():
         OmegaConf.update(wanted, key, value)
@@ -117,6 +125,8 @@ def study(arguments: Sequence[str]) -> None:
         for name, folder in studies().items():
             print(f"{name}: {read_study(folder)['question']}\n    arms={','.join(arm_names(folder))}")
         return
+    if flags := [argument for argument in arguments if argument.startswith("-")]:
+        sys.exit(refuse(f"{' '.join(flags)}: a study takes key=value only"))
     sweep_arguments, sweep_dir = multirun(find_study(arguments[0]), arguments[1:])
     code: int | str | None = 0
     try:

@@ -22,6 +22,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from wganlab.locks import is_locked
 from wganlab.schema import ConfigError, leaves
 
 #: Longest name of a job's folder, in bytes; file systems allow 255.
@@ -207,12 +208,16 @@ def check_same_job(folder: Path, new: Mapping, key: str) -> None:
     """Raises ConfigError unless ``new`` is the config of the run in ``folder``, but for a higher budget."""
     try:
         old = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(key, f": {folder}/.hydra/config.yaml is missing or damaged; give a new folder") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict):
+        raise ConfigError(key, f": {folder}/.hydra/config.yaml is missing or damaged; give a new folder")
     before, after = dict(leaves(old)), dict(leaves(new))
     for name in [*before, *after]:
         was, wanted = before.get(name, "absent"), after.get(name, "absent")
         raised = name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was
+        if raised and is_locked(folder):
+            raise ConfigError(name, f"={wanted}: cannot be raised now: {folder} is being worked on by another process")
         if was != wanted and not raised:
             rule = "may only be raised" if name in BUDGETS else "cannot change in a run that is continued"
             raise ConfigError(name, f"={wanted}: {rule}; it is {was} in {folder}; give a new folder for a new run")

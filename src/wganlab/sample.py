@@ -91,9 +91,10 @@ def load_generator(config: DictConfig, checkpoint: Path) -> nn.Module:
 def write_samples(generator: nn.Module, model: DictConfig, config: DictConfig, folder: Path) -> None:
     """samples.png of ``n`` samples, each under images/ or in points.csv; interpolation.png of paths between latents."""
     random = torch.Generator().manual_seed(config.seed)
-    samples = generator(sample_latents(config.n, model.latent_dim, model.latent, generator=random))
-    ends = [sample_latents(config.interpolations, model.latent_dim, model.latent, generator=random) for _ in range(2)]
-    latents = interpolate_latents(*ends, frames=config.frames, spherical=model.latent == "normal")
+    latent = model.get("latent", "normal")
+    samples = generator(sample_latents(config.n, model.latent_dim, latent, generator=random))
+    ends = [sample_latents(config.interpolations, model.latent_dim, latent, generator=random) for _ in range(2)]
+    latents = interpolate_latents(*ends, frames=config.frames, spherical=latent == "normal")
     between = generator(latents.flatten(0, 1))
     save_samples(samples, folder / "samples.png")
     if samples.dim() == 2:

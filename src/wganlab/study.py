@@ -50,7 +50,8 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
     """
     study = read_study(folder)
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
-    own = {"arms": ",".join(arm_names(folder)), **study["sweep"], "hydra.sweep.dir": f"outputs/study/{folder.name}"}
+    where = f"outputs/study/{folder.resolve().name}"
+    own = {"arms": ",".join(arm_names(folder)), **study["sweep"], "hydra.sweep.dir": where}
     chosen = own | {key: given[key] for key in own if key in given}
     rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in own]
     arguments = [f"{'+' if key == 'arms' else ''}{key}={value}" for key, value in chosen.items()]
@@ -62,7 +63,7 @@ def read_study(folder: Path) -> dict:
     path = folder / "study.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), ": " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise ConfigError(str(path), ": must hold question and sweep")

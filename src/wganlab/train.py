@@ -39,12 +39,13 @@ from wganlab.schema import ConfigError
 WORST = 1e9
 
 
-def train(config: DictConfig) -> float | None:
+def train(config: DictConfig, *, changed: bool = False) -> float | None:
     """Hydra's job: one run in Hydra's output folder. Returns the final ``eval/emd``, for sweepers that minimise.
 
     A folder that holds a run already goes on from its last checkpoint, or from the start where there is none; what is
-    complete is left alone. Raises ConfigError when the config cannot run, BusyError when another process is at it; any
-    other exception is written to status.json and raised again.
+    complete is left alone. ``changed`` says that the folder's own config is to be replaced. Raises ConfigError when the
+    config cannot run, BusyError when another process is at it; any other exception is written to status.json and
+    raised again.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     check(config)
@@ -53,6 +54,8 @@ def train(config: DictConfig) -> float | None:
         summary = finished(folder, status, generator_steps(config))
         if summary is None:
             refuse_to_repeat(status)
+            if changed:
+                write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
             summary = run(config, folder, status)
         else:
             print(f"already completed: {os.path.relpath(folder)}", flush=True)
@@ -69,9 +72,7 @@ def resume(folder: Path, changes: Mapping[str, Any]) -> None:
     HydraConfig.instance().cfg = stored  # type: ignore[assignment]  # set_config wants types that a file has not
     for key, value in changes.items():
         OmegaConf.update(config, key, value)
-    if changes:
-        write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-    train(config)  # type: ignore[arg-type]
+    train(config, changed=bool(changes))  # type: ignore[arg-type]
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -154,8 +155,11 @@ def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dic
             started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
             trainer.loggers = [logger] if started else []
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
-        with interruption:
-            continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
+        if saved and saved["global_step"] >= steps:  # killed between its last step and its summary
+            history.restore(folder, steps)
+        else:
+            with interruption:
+                continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
         summary = summarise(module, history, trainer)
         write_json(folder / "summary.json", summary)
         exit_code = 0
@@ -240,9 +244,11 @@ def run_identity(folder: Path) -> dict[str, Any]:
 
 def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) -> dict[str, Any]:
     """summary.json: final and best metrics, speed over the whole run, and what produced them."""
-    images, seconds = (history.rows[-1][key] for key in ("images_seen", "seconds"))
+    if not history.rows:
+        raise OSError("metrics.csv is missing: the run has made its steps, and nothing is known of them")
+    steps, images, seconds = (history.rows[-1][key] for key in ("step", "images_seen", "seconds"))
     return {
-        "steps": trainer.global_step,
+        "steps": steps,
         "images_seen": images,
         "seconds": seconds,
         "images_per_second": images / seconds,

@@ -48,20 +48,14 @@ class History(Callback):
     def __init__(self, *, every: PositiveInt) -> None:
         self.every = every
         self.rows: list[dict[str, float]] = []
+        self.last_images = 0  # seen up to the last row
         self.seconds = (0.0, 0.0)  # of training before this process, in all and since the last row
         self.epoch_ended = False  # at the current step, with a row of its own
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        self.path = Path(trainer.default_root_dir, "metrics.csv")
         now = time.perf_counter()
         self.started, self.last_time = now - self.seconds[0], now - self.seconds[1]
-        kept = self._rows_until(trainer.global_step)
-        self.columns = list(dict.fromkeys([*COLUMNS, *(key for row in kept for key in row)]))
-        self.rows = [{key: float(value) for key, value in row.items() if value} for row in kept]
-        for row in self.rows:
-            row |= {key: int(row[key]) for key in ("step", "images_seen")}
-        self.last_images = int(self.rows[-1]["images_seen"]) if self.rows else 0
-        self._rewrite(kept)
+        self._rewrite(self.restore(Path(trainer.default_root_dir), trainer.global_step))
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, batch: Tensor, batch_idx: int
@@ -103,18 +97,30 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, float]:
         now = time.perf_counter()
-        return {"seconds": now - self.started, "since_row": now - self.last_time}
+        return {"seconds": now - self.started, "since_row": now - self.last_time, "images": self.last_images}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.seconds = (state_dict["seconds"], state_dict["since_row"])
+        self.last_images = int(state_dict["images"])
 
-    def _rows_until(self, step: int) -> list[dict[str, str]]:
-        """Rows of an earlier process up to a step, as they were written."""
-        if not step or not self.path.exists():
-            return []
-        with open(self.path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [row for row in rows if (row["step"] or "x").isdecimal() and int(row["step"]) <= step]
+    def restore(self, folder: Path, step: int) -> list[dict[str, str]]:
+        """Take over the rows that an earlier process wrote up to a step; returns them as they were written."""
+        self.path = folder / "metrics.csv"
+        kept: list[dict[str, str]] = []
+        self.rows, self.columns = [], list(COLUMNS)
+        if step and self.path.exists():
+            with open(self.path, newline="", errors="replace") as file:
+                for cells in csv.DictReader(file):
+                    try:
+                        row = {key: float(value) for key, value in cells.items() if value != ""}
+                        row |= {key: int(cells[key]) for key in ("step", "images_seen")}
+                    except (TypeError, ValueError, KeyError):
+                        continue  # torn by a full disk
+                    if row["step"] <= step:
+                        kept.append(cells)
+                        self.rows.append(row)
+                        self.columns = list(dict.fromkeys([*self.columns, *cells]))
+        return kept
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         """metrics.csv anew, whole or not at all."""

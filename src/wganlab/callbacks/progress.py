@@ -38,6 +38,7 @@ class ProgressReport(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.started = self.shown = time.perf_counter()
         self.first = trainer.global_step
+        self.reported = min(self.reported, len(self.history.rows))  # metrics.csv may have been lost
         if sys.stdout.isatty():
             columns = (
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),

@@ -38,7 +38,12 @@ def arms(runs: Sequence[Run]) -> list[str]:
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
     columns: dict[str, list[str]] = {}
     for key in given:
-        values = [run.overrides.get(key) or run.choices.get(key) or str(select(run.config, key)) for run in runs]
+        # a budget may have been raised since
+        given_as = [{} if key in ("steps", "images") else run.overrides for run in runs]
+        values = [
+            overrides.get(key) or run.choices.get(key) or str(select(run.config, key))
+            for run, overrides in zip(runs, given_as, strict=True)
+        ]
         if len(set(values)) > 1:
             columns[key] = values
     contents = list(zip(*differing.values(), strict=True)) or [()] * len(runs)

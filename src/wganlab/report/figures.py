@@ -176,9 +176,9 @@ def samples_by_epoch(run: Run) -> Figure | None:
         step = min(run.samples, key=lambda step: abs(step * per_step - epoch), default=0)
         if abs(step * per_step - epoch) <= epoch / 10:
             rows[epoch] = mpl.image.imread(run.samples[step])
-    if not rows:
+    n = select(run.config, "callbacks.samples.n")
+    if not rows or not isinstance(n, int) or "toys" in str(select(run.config, "dataset._target_")):
         return None
-    n = int(select(run.config, "callbacks.samples.n"))
     columns = round(n**0.5)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(0.8 * columns + 0.8, 0.8 * len(rows)), layout="constrained")
