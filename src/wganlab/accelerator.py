@@ -33,10 +33,7 @@ def build_trainer(
     Raises ValueError when the machine has no such accelerator.
     """
     quiet_lightning()
-    if accelerator not in available():
-        raise ValueError(f"accelerator={accelerator}: this machine has none; allowed here: {', '.join(available())}")
-    if precision == "16-mixed" and (accelerator == "cpu" or "gpu" not in available()):
-        raise ValueError("precision=16-mixed: needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
+    check_machine(accelerator, precision)
     trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -53,11 +50,18 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    on_cuda = trainer.strategy.root_device.type == "cuda"
     if matmul_precision == "auto":
-        matmul_precision = "high" if on_cuda else fastest_exact_matmul()
+        matmul_precision = "high" if trainer.strategy.root_device.type == "cuda" else fastest_exact_matmul()
     torch.set_float32_matmul_precision(matmul_precision)
     return trainer
+
+
+def check_machine(accelerator: str, precision: str) -> None:
+    """Raises ValueError when this machine cannot compute so."""
+    if accelerator not in available():
+        raise ValueError(f"accelerator={accelerator}: this machine has none; allowed here: {', '.join(available())}")
+    if precision == "16-mixed" and (accelerator == "cpu" or "gpu" not in available()):
+        raise ValueError("precision=16-mixed: needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
 
 
 def available() -> list[str]:

@@ -226,7 +226,7 @@ class ReusedLatents(AdversarialModule):
         return last
 
 
-class FixedGenerator(AdversarialModule):
+class FixedGenerator(ReusedLatents):
     """Trains the critic alone, against real samples plus unit Gaussian noise (WGAN-GP, arXiv 1704.00028, figure 1a).
 
     The generator of the model is put aside: its place is taken by the identity, and "latents" are noisy samples.
@@ -256,6 +256,3 @@ class FixedGenerator(AdversarialModule):
         with torch.no_grad():
             self.generator_loss(real, latents, self.critic(latents))
         optimizer.step()
-
-    def generator_latents(self, last: Tensor) -> Tensor:
-        return last

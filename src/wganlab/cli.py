@@ -111,7 +111,7 @@ def resume(arguments: Sequence[str]) -> None:
     check_same_job(run.folder, OmegaConf.to_container(wanted, resolve=False), "run")  # type: ignore[arg-type]
     from wganlab.train import resume as resume_run
 
-    resume_run(run.folder, changes)
+    resume_run(run.folder, wanted, changed=bool(changes))
 
 
 def study(arguments: Sequence[str]) -> None:
@@ -133,7 +133,7 @@ def study(arguments: Sequence[str]) -> None:
         train(sweep_arguments)
     except SystemExit as incomplete:  # what there is of a study is worth a page, too
         code = incomplete.code
-    if any(Path(sweep_dir).rglob("metrics.csv")):  # not when only asked for a config
+    if any(Path(sweep_dir).rglob("metrics.csv")):
         report([sweep_dir])
     if code:
         sys.exit(code)

@@ -63,16 +63,13 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
     return value if value is None or math.isfinite(value) else WORST
 
 
-def resume(folder: Path, changes: Mapping[str, Any]) -> None:
-    """``wganlab train run=PATH``: continue a run in its folder, with more ``steps`` or ``images`` if wanted."""
-    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+def resume(folder: Path, config: DictConfig, *, changed: bool) -> None:
+    """``wganlab train run=PATH``: continue a run in its folder, with its own config or one of a higher budget."""
     stored = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
     stored.hydra.runtime.output_dir = str(folder.absolute())  # it may have been moved
     stored.hydra.mode = RunMode[stored.hydra.mode]
     HydraConfig.instance().cfg = stored  # type: ignore[assignment]  # set_config wants types that a file has not
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value)
-    train(config, changed=bool(changes))  # type: ignore[arg-type]
+    train(config, changed=changed)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
