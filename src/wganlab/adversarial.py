@@ -5,7 +5,7 @@ instead, each a choice of conf/training/.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,8 @@ from wganlab.lipschitz import Unconstrained
 from wganlab.objectives import FeatureMatching, Objective
 
 Latent = Literal["normal", "uniform"]
+#: What a step leaves for the record: scalars without a graph, on the device.
+Noted = tuple[Tensor, ...]
 
 
 def sample_latents(
@@ -45,8 +47,11 @@ class AdversarialModule(LightningModule):
 
     ``shape`` is that of one sample and ``fingerprint`` a hash of all, both noted in checkpoints. ``observed`` collects
     what observers measured at the current step; :meth:`window_means` yields the training metrics averaged since the
-    last call.
+    last call. ``compiled`` holds, by name of the network, functions that stand in for the gradients of its objective.
     """
+
+    #: Whether the two objectives say all that is differentiated, so that they can be compiled.
+    compilable = True
 
     def __init__(
         self,
@@ -70,7 +75,8 @@ class AdversarialModule(LightningModule):
         self.shape: tuple[int, ...] = ()
         self.fingerprint = ""
         self.observed: dict[str, float] = {}
-        self._critic_window: list[tuple[Tensor, ...]] = []
+        self.compiled: dict[str, Callable[..., tuple[Sequence[Tensor | None], Noted]]] = {}
+        self._critic_window: list[Noted] = []
         self._generator_window: list[Tensor] = []
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -119,47 +125,62 @@ class AdversarialModule(LightningModule):
 
     def critic_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
         """One step of the critic on real images (batch, *shape) and the images of as many latents."""
-        with torch.no_grad():  # the critic's loss is no business of the generator
-            fake = self.generator(latents)
-        loss, _ = self.critic_loss(real, fake)
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        self._critic_window.append(self.descend("critic", optimizer, real, latents))
         self.lipschitz.project(self.critic)
 
     def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
         """One step of the generator on latents; ``real`` are images that the critic has just seen."""
         self.critic.requires_grad_(False)  # gradients flow through the critic, not into its weights
-        fake = self.generator(latents)
-        loss = self.generator_loss(real, fake, self.critic(fake))
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        self._generator_window += self.descend("generator", optimizer, real, latents)
         self.critic.requires_grad_(True)
 
-    def critic_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """What the critic minimises, and its scores of ``fake``."""
-        real_scores, fake_scores = self.critic(real), self.critic(fake)
+    def descend(self, name: str, optimizer: Any, real: Tensor, latents: Tensor) -> Noted:
+        """One optimizer step of a network down the gradient of its objective; returns what is to be noted of it."""
+        parameters = list(getattr(self, name).parameters())
+        if name in self.compiled:
+            gradients, noted = self.compiled[name](real, latents)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        else:
+            loss, noted = getattr(self, f"{name}_objective")(real, latents)
+            optimizer.zero_grad()
+            self.manual_backward(loss, inputs=parameters)
+        optimizer.step()
+        return noted
+
+    def critic_objective(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Noted]:
+        """What the critic minimises, and what is to be noted of it."""
+        with torch.no_grad():  # the critic's loss is no business of the generator
+            fake = self.generator(latents)
+        if getattr(self.critic, "one_by_one", False):  # one pass costs less than two
+            scores = self.critic(torch.cat([real, fake])).chunk(2)
+        else:
+            scores = self.critic(real), self.critic(fake)
+        return self.critic_loss(real, fake, *scores)
+
+    def generator_objective(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Noted]:
+        """What the generator minimises, and what is to be noted of it."""
+        fake = self.generator(latents)
+        loss = self.generator_loss(real, fake, self.critic(fake))
+        return loss, (loss.detach(),)
+
+    def critic_loss(self, real: Tensor, fake: Tensor, real_scores: Tensor, fake_scores: Tensor) -> tuple[Tensor, Noted]:
+        """The critic's loss, and for the record: loss, penalty, mean real and mean fake score."""
         penalty = self.lipschitz.penalty(self.critic, real, fake)
         loss = self.objective.critic_loss(real_scores, fake_scores) + penalty
-        self._critic_window.append(
-            (loss.detach(), penalty.detach(), real_scores.detach().mean(), fake_scores.detach().mean())
-        )
-        return loss, fake_scores
+        return loss, (loss.detach(), penalty.detach(), real_scores.detach().mean(), fake_scores.detach().mean())
 
     def generator_loss(self, real: Tensor, fake: Tensor, fake_scores: Tensor) -> Tensor:
-        """What the generator minimises."""
+        """The generator's loss."""
         loss = self.objective.generator_loss(fake_scores)
-        if self.feature_matching:
-            loss = self.feature_matching(loss, self.critic, real, fake)
-        self._generator_window.append(loss.detach())
-        return loss
+        return self.feature_matching(loss, self.critic, real, fake) if self.feature_matching else loss
 
     def first_not_finite(self, steps: int) -> tuple[str, float, int] | None:
         """What is not finite in the last so many steps since the last row: its name, its value, and how many steps ago.
 
-        Losses are looked at in the order in which they were computed; gradients are those of the last step. None when
-        all is well.
+        Losses are looked at in the order in which they were computed; gradients are those of the last step, of biases
+        and scales alone where there are any: what goes wrong on the way back passes through them, and to read all
+        takes a twentieth of a step. None when all is well.
         """
         generator = self._generator_window[-steps:]
         critic = [loss for loss, *_ in self._critic_window[-self.n_critic * len(generator) :]]
@@ -171,6 +192,7 @@ class AdversarialModule(LightningModule):
                         return name, loss.item(), len(generator) - 1 - i
         for name in ("critic", "generator"):
             gradients = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
+            gradients = [gradient for gradient in gradients if gradient.dim() < 2] or gradients
             norm = torch.stack(torch._foreach_norm(gradients)).sum().item() if gradients else 0.0
             if not math.isfinite(norm):
                 return f"the norm of the {name}'s gradient", norm, 0
@@ -203,13 +225,18 @@ class SharedPass(AdversarialModule):
     So does the walk-through of MNIST with a DCGAN. With ``n_critic`` above one, the last critic step is the shared one.
     """
 
+    compilable = False
+
     def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
         *before, real = reals
         for earlier in before:
             self.critic_step(earlier, self.critic_latents(earlier), critic_optimizer)
         fake = self.generator(self.critic_latents(real))
-        critic_loss, fake_scores = self.critic_loss(real, fake)
+        real_scores, fake_scores = self.critic(real), self.critic(fake)
+        critic_loss, noted = self.critic_loss(real, fake, real_scores, fake_scores)
         generator_loss = self.generator_loss(real, fake, fake_scores)
+        self._critic_window.append(noted)
+        self._generator_window.append(generator_loss.detach())
         generator_optimizer.zero_grad()
         critic_optimizer.zero_grad()
         self.manual_backward(generator_loss, inputs=list(self.generator.parameters()), retain_graph=True)
@@ -254,5 +281,5 @@ class FixedGenerator(ReusedLatents):
 
     def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
         with torch.no_grad():
-            self.generator_loss(real, latents, self.critic(latents))
+            self._generator_window.append(self.generator_loss(real, latents, self.critic(latents)))
         optimizer.step()

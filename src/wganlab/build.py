@@ -15,7 +15,9 @@ from pydantic import Field, PositiveInt
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
+from wganlab.accelerator import Precision
 from wganlab.adversarial import AdversarialModule
+from wganlab.callbacks.compilation import Compile
 from wganlab.config import written_key
 from wganlab.data import Source, size
 from wganlab.schema import ConfigError, check_call, check_targets, is_node
@@ -37,6 +39,8 @@ def settings(
     images: PositiveInt | None,
     batch_size: PositiveInt,
     log_every: PositiveInt,
+    compile: Compile,
+    precision: Precision,
 ) -> None:
     """The keys of conf/train.yaml and what they may be: its schema."""
 

@@ -23,6 +23,7 @@ import wganlab
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, check, construct, generator_steps, objections
 from wganlab.callbacks.checkpoints import read_checkpoint
+from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
 from wganlab.callbacks.interruption import Interruption, StoppedError
 from wganlab.callbacks.progress import ProgressReport
@@ -123,13 +124,15 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
 def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dict[str, Any]:
     """Train in ``folder``, from its last checkpoint or from scratch, and return what summary.json holds."""
     source: Source = construct(config, "dataset")
-    module = build_module(config, source)
+    # convolutions like the channels of a pixel side by side; matrices stay as they are
+    module = build_module(config, source).to(memory_format=torch.channels_last)
     steps = generator_steps(config)
     history = History(every=config.log_every)
     logger = construct(config, "logger", save_dir=str(folder)) if config.logger else None
     observers = filter(None, construct(config, "callbacks").values())
     interruption = Interruption()
-    own = [history, ProgressReport(history), interruption]
+    compilation = Compilation(config.compile)
+    own = [compilation, history, ProgressReport(history), interruption]
     trainer: pl.Trainer = construct(
         config,
         "accelerator",
@@ -157,7 +160,7 @@ def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dic
         else:
             with interruption:
                 continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
-        summary = summarise(module, history, trainer)
+        summary = summarise(module, history, trainer) | {"compiled": bool(compilation.decided)}
         write_json(folder / "summary.json", summary)
         exit_code = 0
     finally:

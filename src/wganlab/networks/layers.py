@@ -117,5 +117,14 @@ class FeatureCritic(nn.Module):
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
         self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each image is scored as if it were alone, so that two batches may pass as one.
+
+        Batch norm and minibatch discrimination couple the images of a batch; dropout would draw other masks.
+        """
+        coupling = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, MinibatchDiscrimination)
+        return not any(isinstance(module, coupling) for module in self.modules())
+
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)).squeeze(1)

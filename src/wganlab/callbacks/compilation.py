@@ -1,0 +1,162 @@
+"""Compilation: the gradients of both networks as fused kernels, where that is right and pays."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+
+from wganlab.adversarial import AdversarialModule
+
+Compile = Literal["auto", "on", "off"]
+#: "auto" tries only where a run makes as many critic steps: warming up takes 10 to 60 s on two cores, and some 3 ms
+#: are saved in a critic step of the MLPs (benchmarks/README.md).
+AUTO_CRITIC_STEPS = 20_000
+#: "auto" keeps what is faster by at least this factor, measured side by side.
+GAIN = 1.03
+#: Largest relative difference between a compiled gradient and the plain one. Rounding alone stays below 1e-6 in fp32,
+#: but may carry an activation across the kink of a ReLU, which was seen to change a gradient by 1e-3.
+TOLERANCE = 2e-2
+
+
+class Compilation(Callback):
+    """Has torch.compile fuse the gradients of critic and generator, penalty included.
+
+    "on" wherever it can be done, "auto" also only in long runs and where it is found to be faster, "off" never. What is
+    compiled must give the plain gradients, on a real batch, or is put aside; then, and where torch cannot compile, one
+    line says so and training is plain. A continued run keeps to what it began with.
+    """
+
+    def __init__(self, wanted: Compile) -> None:
+        self.wanted = wanted
+        self.decided: bool | None = None
+
+    def state_dict(self) -> dict[str, bool | None]:
+        return {"compiled": self.decided}
+
+    def load_state_dict(self, state_dict: dict[str, bool | None]) -> None:
+        self.decided = state_dict["compiled"]
+
+    def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
+        enough = trainer.max_steps * module.n_critic >= AUTO_CRITIC_STEPS
+        asked = self.wanted == "on" or (self.wanted == "auto" and enough)
+        if not (asked if self.decided is None else self.decided):
+            self.decided = False
+            return
+        must_pay = self.wanted == "auto" and self.decided is None
+        n = trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+        real = module.scaled(trainer.train_dataloader.reference(n))  # type: ignore[union-attr]
+        started = time.perf_counter()
+        try:
+            with untouched(module), trainer.precision_plugin.forward_context():
+                compiled = compile_gradients(module, real)
+                gain = speed_up(module, compiled, real) if must_pay else None
+        except Exception as error:  # torch.compile raises whatever its parts raise
+            self.decided = False
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"note: not compiled, training goes on plainly ({reason[:160]})", flush=True)
+            return
+        seconds = time.perf_counter() - started
+        self.decided = gain is None or gain > GAIN
+        measured = "" if gain is None else f", a critic step is {gain:.2f} times as fast"
+        print(f"compiled in {seconds:.0f} s{measured}{'' if self.decided else ': not used'}", flush=True)
+        if self.decided:
+            module.compiled = compiled
+
+
+Gradients = Callable[..., tuple[Sequence[Tensor | None], tuple[Tensor, ...]]]
+
+
+def plain_gradients(module: AdversarialModule, name: str) -> Gradients:
+    """The gradient of a network's objective as a function of real images and latents."""
+    parameters = list(getattr(module, name).parameters())
+
+    def gradients(real: Tensor, latents: Tensor) -> tuple[Sequence[Tensor | None], tuple[Tensor, ...]]:
+        loss, noted = getattr(module, f"{name}_objective")(real, latents)
+        return torch.autograd.grad(loss, parameters, allow_unused=True), noted
+
+    return gradients
+
+
+def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Gradients]:
+    """Both gradients, compiled and compared with the plain ones on one batch. Raises what torch raises, and
+    ValueError when a gradient differs."""
+    if not module.compilable:
+        raise ValueError(f"{type(module).__name__} takes its gradients in a way of its own")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
+    torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
+    compiled = {}
+    for name in ("critic", "generator"):
+        if not any(parameter.requires_grad for parameter in getattr(module, name).parameters()):
+            continue
+        plain = plain_gradients(module, name)
+        # the random numbers of the plain path, so that compiling changes nothing but rounding
+        fused = torch.compile(plain, fullgraph=True, dynamic=False, options={"fallback_random": True})
+        with fixed(module, name):
+            latents = module.critic_latents(real)
+            expected, got = (call(function, module, real, latents) for function in (plain, fused))
+        check_equal(name, expected, got)
+        compiled[name] = fused
+    return compiled
+
+
+def call(function: Gradients, module: AdversarialModule, real: Tensor, latents: Tensor) -> list[Tensor]:
+    """The gradients for one and the same stream of random numbers and the same running statistics."""
+    with untouched(module):
+        torch.manual_seed(0)
+        return [gradient for gradient in function(real, latents)[0] if gradient is not None]
+
+
+def check_equal(name: str, expected: list[Tensor], got: list[Tensor]) -> None:
+    """Raises ValueError when compiled gradients are not the plain ones up to rounding."""
+    scale, error = (
+        torch.stack(torch._foreach_norm(tensors)).norm().item()
+        for tensors in (expected, torch._foreach_sub(expected, got))
+    )
+    if not error <= scale * TOLERANCE:
+        raise ValueError(f"the compiled gradient of the {name} differs by {error:.2g} of {scale:.2g}")
+
+
+def speed_up(module: AdversarialModule, compiled: dict[str, Gradients], real: Tensor) -> float:
+    """How many times as fast the critic's compiled gradient is: medians of calls side by side, for at most ten
+    seconds."""
+    latents = module.critic_latents(real)
+    functions = (plain_gradients(module, "critic"), compiled["critic"])
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(times[0]) < 3 or (len(times[0]) < 30 and time.perf_counter() - begin < 10):
+        for function, took in zip(functions, times, strict=True):
+            started = time.perf_counter()
+            function(real, latents)
+            if real.is_cuda:
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - started)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+@contextmanager
+def fixed(module: AdversarialModule, name: str) -> Iterator[None]:
+    """In a generator step the critic is held still."""
+    module.critic.requires_grad_(name == "critic")
+    try:
+        yield
+    finally:
+        module.critic.requires_grad_(True)
+
+
+@contextmanager
+def untouched(module: AdversarialModule) -> Iterator[None]:
+    """Random numbers and buffers afterwards are what they were."""
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    devices: list[Any] = [module.device] if module.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for buffer, before in zip(module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
