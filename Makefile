@@ -1,13 +1,13 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint readme study clean
+.PHONY: help demo test lint bench readme study clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done))
 BIN    := $(VENV)/bin
 DEMO   := outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
-TRAIN  := $(BIN)/wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits steps=2000 hydra.sweep.dir=$(DEMO)
+TRAIN  := $(BIN)/wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits steps=2000 callbacks.evaluation.every=200 hydra.sweep.dir=$(DEMO)
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 9
@@ -26,6 +26,9 @@ lint: $(VENV)/.dev  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: $(VENV)/.run  ## time wganlab beside a textbook loop and a bare one (ARGS='--workloads toy' and the like)
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 NEWEST = $(lastword $(sort $(wildcard outputs/demo/*)))
 readme: $(VENV)/.run  ## copy table and figures of the newest demo into experiments/demo and README.md

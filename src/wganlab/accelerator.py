@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+
+# Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
+# every optimizer step of torch then looks for NVIDIA's library anew, which takes longer than a small step itself.
+if not torch.cuda.is_available():
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
 

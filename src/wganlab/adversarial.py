@@ -4,6 +4,7 @@
 instead, each a choice of conf/training/.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -75,12 +76,16 @@ class AdversarialModule(LightningModule):
         self.shape: tuple[int, ...] = ()
         self.fingerprint = ""
         self.observed: dict[str, float] = {}
+        self.scaler: Any = None  # of fp16 losses
         self.compiled: dict[str, Callable[..., tuple[Sequence[Tensor | None], Noted]]] = {}
         self._critic_window: list[Noted] = []
         self._generator_window: list[Tensor] = []
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [self.make_optimizer[name](getattr(self, name).parameters()) for name in ("generator", "critic")]
+
+    def on_fit_start(self) -> None:
+        self.scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
@@ -111,9 +116,12 @@ class AdversarialModule(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         generator_optimizer, critic_optimizer = self.optimizers()  # type: ignore[attr-defined]
-        # Lightning counts every optimizer's steps as global steps: silence the critic's, so that the trainer,
-        # its checkpoints and its loggers all count generator steps.
-        critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
+        # Lightning counts every step of its optimizers as a global step: with the critic's out of its sight, the
+        # trainer, its checkpoints and its loggers all count generator steps.
+        if self.scaler is None:
+            critic_optimizer = critic_optimizer.optimizer
+        else:
+            critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
         self.alternate(self.scaled(batch), generator_optimizer, critic_optimizer)
 
     def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
@@ -130,23 +138,40 @@ class AdversarialModule(LightningModule):
 
     def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
         """One step of the generator on latents; ``real`` are images that the critic has just seen."""
-        self.critic.requires_grad_(False)  # gradients flow through the critic, not into its weights
         self._generator_window += self.descend("generator", optimizer, real, latents)
-        self.critic.requires_grad_(True)
 
     def descend(self, name: str, optimizer: Any, real: Tensor, latents: Tensor) -> Noted:
         """One optimizer step of a network down the gradient of its objective; returns what is to be noted of it."""
-        parameters = list(getattr(self, name).parameters())
-        if name in self.compiled:
-            gradients, noted = self.compiled[name](real, latents)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-        else:
-            loss, noted = getattr(self, f"{name}_objective")(real, latents)
-            optimizer.zero_grad()
-            self.manual_backward(loss, inputs=parameters)
-        optimizer.step()
+        gradients, noted = self.compiled.get(name, functools.partial(self.differentiate, name))(real, latents)
+        self.update(name, optimizer, gradients)
         return noted
+
+    def differentiate(self, name: str, real: Tensor, latents: Tensor) -> tuple[Sequence[Tensor | None], Noted]:
+        """The gradient of a network's objective, one tensor per parameter, and what is to be noted of the objective."""
+        loss, noted = getattr(self, f"{name}_objective")(real, latents)
+        return self.gradient(name, loss), noted
+
+    def gradient(self, name: str, loss: Tensor, *, again: bool = False) -> Sequence[Tensor | None]:
+        """d loss / d parameters of a network, and of no other; ``again`` keeps the graph for another gradient."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        return torch.autograd.grad(scaled, self.weights[name], retain_graph=again, allow_unused=True)
+
+    def update(self, name: str, optimizer: Any, gradients: Sequence[Tensor | None]) -> None:
+        """Step the optimizer of a network with these gradients."""
+        for parameter, gradient in zip(self.weights[name], gradients, strict=True):
+            # autograd.grad and compiled code may lay a gradient out in another way; fused optimizers would not notice
+            if gradient is not None and gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)
+            parameter.grad = gradient
+        optimizer.step()
+
+    @functools.cached_property
+    def weights(self) -> dict[str, list[nn.Parameter]]:
+        """Trained parameters of both networks. Cached: to walk the modules takes as long as a small layer."""
+        return {
+            name: [parameter for parameter in getattr(self, name).parameters() if parameter.requires_grad]
+            for name in ("generator", "critic")
+        }
 
     def critic_objective(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Noted]:
         """What the critic minimises, and what is to be noted of it."""
@@ -191,7 +216,7 @@ class AdversarialModule(LightningModule):
                     if not math.isfinite(loss.item()):
                         return name, loss.item(), len(generator) - 1 - i
         for name in ("critic", "generator"):
-            gradients = [p.grad for p in getattr(self, name).parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.weights[name] if p.grad is not None]
             gradients = [gradient for gradient in gradients if gradient.dim() < 2] or gradients
             norm = torch.stack(torch._foreach_norm(gradients)).sum().item() if gradients else 0.0
             if not math.isfinite(norm):
@@ -237,12 +262,10 @@ class SharedPass(AdversarialModule):
         generator_loss = self.generator_loss(real, fake, fake_scores)
         self._critic_window.append(noted)
         self._generator_window.append(generator_loss.detach())
-        generator_optimizer.zero_grad()
-        critic_optimizer.zero_grad()
-        self.manual_backward(generator_loss, inputs=list(self.generator.parameters()), retain_graph=True)
-        self.manual_backward(critic_loss, inputs=list(self.critic.parameters()))
-        generator_optimizer.step()
-        critic_optimizer.step()
+        generator_gradient = self.gradient("generator", generator_loss, again=True)
+        critic_gradient = self.gradient("critic", critic_loss)
+        self.update("generator", generator_optimizer, generator_gradient)
+        self.update("critic", critic_optimizer, critic_gradient)
         self.lipschitz.project(self.critic)
 
 

@@ -1,5 +1,6 @@
 """Compilation: the gradients of both networks as fused kernels, where that is right and pays."""
 
+import functools
 import logging
 import statistics
 import time
@@ -72,34 +73,24 @@ class Compilation(Callback):
 Gradients = Callable[..., tuple[Sequence[Tensor | None], tuple[Tensor, ...]]]
 
 
-def plain_gradients(module: AdversarialModule, name: str) -> Gradients:
-    """The gradient of a network's objective as a function of real images and latents."""
-    parameters = list(getattr(module, name).parameters())
-
-    def gradients(real: Tensor, latents: Tensor) -> tuple[Sequence[Tensor | None], tuple[Tensor, ...]]:
-        loss, noted = getattr(module, f"{name}_objective")(real, latents)
-        return torch.autograd.grad(loss, parameters, allow_unused=True), noted
-
-    return gradients
-
-
 def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Gradients]:
     """Both gradients, compiled and compared with the plain ones on one batch. Raises what torch raises, and
     ValueError when a gradient differs."""
     if not module.compilable:
         raise ValueError(f"{type(module).__name__} takes its gradients in a way of its own")
+    if module.scaler is not None:
+        raise ValueError("fp16 losses are scaled by a factor that changes")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
     torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
     compiled = {}
     for name in ("critic", "generator"):
-        if not any(parameter.requires_grad for parameter in getattr(module, name).parameters()):
+        if not module.weights[name]:
             continue
-        plain = plain_gradients(module, name)
+        plain = functools.partial(module.differentiate, name)
         # the random numbers of the plain path, so that compiling changes nothing but rounding
         fused = torch.compile(plain, fullgraph=True, dynamic=False, options={"fallback_random": True})
-        with fixed(module, name):
-            latents = module.critic_latents(real)
-            expected, got = (call(function, module, real, latents) for function in (plain, fused))
+        latents = module.critic_latents(real)
+        expected, got = (call(function, module, real, latents) for function in (plain, fused))
         check_equal(name, expected, got)
         compiled[name] = fused
     return compiled
@@ -126,7 +117,7 @@ def speed_up(module: AdversarialModule, compiled: dict[str, Gradients], real: Te
     """How many times as fast the critic's compiled gradient is: medians of calls side by side, for at most ten
     seconds."""
     latents = module.critic_latents(real)
-    functions = (plain_gradients(module, "critic"), compiled["critic"])
+    functions: tuple[Gradients, ...] = (functools.partial(module.differentiate, "critic"), compiled["critic"])
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     while len(times[0]) < 3 or (len(times[0]) < 30 and time.perf_counter() - begin < 10):
@@ -137,16 +128,6 @@ def speed_up(module: AdversarialModule, compiled: dict[str, Gradients], real: Te
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - started)
     return statistics.median(times[0]) / statistics.median(times[1])
-
-
-@contextmanager
-def fixed(module: AdversarialModule, name: str) -> Iterator[None]:
-    """In a generator step the critic is held still."""
-    module.critic.requires_grad_(name == "critic")
-    try:
-        yield
-    finally:
-        module.critic.requires_grad_(True)
 
 
 @contextmanager

@@ -1,0 +1,186 @@
+"""The loops that wganlab is compared with. Each yields the number of real images after every generator step.
+
+``textbook`` is written as widely used scripts and tutorials write it: a DataLoader with transforms, optimizers at
+torch's defaults, gradients of whatever backward() reaches, ``.item()`` for a print. ``bare`` computes the same
+mathematics with nothing that can be left out, and no framework.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, autograd, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from wganlab.accelerator import fastest_exact_matmul
+from wganlab.build import build_module, construct
+from wganlab.data.toys import Gaussians8
+
+
+def optimizers(config: DictConfig, *networks: nn.Module, fused: bool) -> list[torch.optim.Optimizer]:
+    """Adam or RMSProp with the rates of the config."""
+    made: list[torch.optim.Optimizer] = []
+    for network, name in zip(networks, ("generator", "critic"), strict=True):
+        settings = config.loss.optimizer[name]
+        if "betas" in settings:
+            more: dict[str, Any] = {"fused": True} if fused else {}
+            made.append(torch.optim.Adam(network.parameters(), lr=settings.lr, betas=tuple(settings.betas), **more))
+        else:
+            made.append(torch.optim.RMSprop(network.parameters(), lr=settings.lr))
+    return made
+
+
+# --- the textbook
+
+
+class Digits(Dataset):
+    """Images in memory that pass through PIL and transforms one by one, as torchvision's MNIST."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = [transforms.functional.to_pil_image(image) for image in images]
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), 0
+
+
+def points(batch_size: int) -> Iterator[tuple[Tensor, int]]:
+    """Eight Gaussians, a batch at a time, point by point."""
+    centers = Gaussians8.centers.tolist()
+    while True:
+        batch = []
+        for _ in range(batch_size):
+            x, y = random.choice(centers)
+            batch.append([(x + random.gauss(0, 0.02)) / 1.414, (y + random.gauss(0, 0.02)) / 1.414])
+        yield torch.tensor(batch), 0
+
+
+def textbook_data(config: DictConfig, data: Path) -> Iterator[tuple[Tensor, int]]:
+    """Batches for ever."""
+    source = construct(config, "dataset")
+    if source.shape == (2,):
+        return points(config.batch_size)
+    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+    images: Dataset = Digits(source.load()) if source.shape[0] == 1 else ImageFolder(str(data), normalise)
+    loader = DataLoader(images, batch_size=config.batch_size, shuffle=True, drop_last=True)
+    return chain.from_iterable(repeat(loader))
+
+
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """As in every tutorial."""
+    alpha = torch.rand(real.size(0), *[1] * (real.dim() - 1))
+    interpolates = (alpha * real + (1 - alpha) * fake).requires_grad_(True)
+    scores = critic(interpolates)
+    gradients = autograd.grad(
+        outputs=scores, inputs=interpolates, grad_outputs=torch.ones_like(scores), create_graph=True, retain_graph=True
+    )[0]
+    return ((gradients.view(gradients.size(0), -1).norm(2, dim=1) - 1) ** 2).mean()
+
+
+def textbook(config: DictConfig, data: Path) -> Iterator[int]:
+    """A script from the web: PyTorch's defaults, and no thought for what is computed in vain."""
+    torch.set_float32_matmul_precision("highest")
+    module = build_module(config, construct(config, "dataset"))
+    generator, critic = module.generator, module.critic
+    optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=False)
+    loss, n_critic, latent_dim = config.loss, config.loss.n_critic, config.model.latent_dim
+    weight, bound = loss.lipschitz.get("weight"), loss.lipschitz.get("bound")
+    adversarial = nn.BCEWithLogitsLoss()
+    plain_gan = not (weight or bound)
+    for i, (real, _) in enumerate(textbook_data(config, data), start=1):
+        optimizer_c.zero_grad()
+        fake = generator(torch.randn(real.size(0), latent_dim))
+        if weight:
+            loss_c = critic(fake).mean() - critic(real).mean() + weight * gradient_penalty(critic, real, fake.data)
+        elif bound:
+            loss_c = critic(fake.detach()).mean() - critic(real).mean()
+        else:
+            ones, zeros = torch.ones(real.size(0)), torch.zeros(real.size(0))
+            loss_c = adversarial(critic(real), ones) + adversarial(critic(fake.detach()), zeros)
+        loss_c.backward()
+        optimizer_c.step()
+        if bound:
+            for parameter in critic.parameters():
+                parameter.data.clamp_(-bound, bound)
+        if i % n_critic == 0:
+            optimizer_g.zero_grad()
+            scores = critic(generator(torch.randn(real.size(0), latent_dim)))
+            loss_g = adversarial(scores, torch.ones_like(scores)) if plain_gan else -scores.mean()
+            loss_g.backward()
+            optimizer_g.step()
+            _ = f"[{i}] [D loss: {loss_c.item()}] [G loss: {loss_g.item()}]"  # printed
+            yield n_critic * real.size(0)
+
+
+# --- the bare loop
+
+
+def resident(config: DictConfig) -> Callable[[], Tensor]:
+    """Batches in [-1, 1] from one tensor of bytes, or drawn 64 at a time."""
+    source, size, seed = construct(config, "dataset"), config.batch_size, torch.Generator().manual_seed(0)
+    if source.shape == (2,):
+        drawn = chain.from_iterable(source.draw(64 * size, seed)[0].split(size) for _ in repeat(None))
+        return lambda: next(drawn)
+    images = source.load()
+    order = chain.from_iterable(torch.randperm(len(images)).split(size)[:-1] for _ in repeat(None))
+    return lambda: images[next(order)].float().div_(127.5).sub_(1)
+
+
+def bare(config: DictConfig, *, compiled: bool = False) -> Iterator[int]:
+    """Every trick that keeps the mathematics."""
+    torch.set_float32_matmul_precision(fastest_exact_matmul())
+    module = build_module(config, construct(config, "dataset")).to(memory_format=torch.channels_last)
+    generator, critic, objective = module.generator, module.critic, module.objective
+    optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=True)
+    of_generator: list[Tensor] = list(generator.parameters())
+    of_critic: list[Tensor] = list(critic.parameters())
+    size, n_critic, latent_dim = config.batch_size, config.loss.n_critic, config.model.latent_dim
+    weight, bound = config.loss.lipschitz.get("weight"), config.loss.lipschitz.get("bound")
+
+    def critic_loss(real: Tensor, latents: Tensor) -> Tensor:
+        with torch.no_grad():
+            fake = generator(latents)
+        scores = critic(torch.cat([real, fake])).chunk(2) if critic.one_by_one else (critic(real), critic(fake))
+        loss = objective.critic_loss(*scores)
+        if weight:
+            points = torch.lerp(fake, real, torch.rand(size, *[1] * (real.dim() - 1))).requires_grad_()
+            (gradient,) = autograd.grad(critic(points).sum(), points, create_graph=True)
+            loss = loss + weight * (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1).square().mean()
+        return loss
+
+    def generator_loss(latents: Tensor) -> Tensor:
+        return objective.generator_loss(critic(generator(latents)))
+
+    def descend(optimizer: torch.optim.Optimizer, gradients: Callable, parameters: list, *inputs: Tensor) -> None:
+        for parameter, gradient in zip(parameters, gradients(*inputs), strict=True):
+            same = gradient.stride() == parameter.stride()  # fused Adam takes that for granted
+            parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+
+    def plain(loss: Callable, parameters: list) -> Callable:
+        return lambda *inputs: autograd.grad(loss(*inputs), parameters)
+
+    critic_gradients, generator_gradients = plain(critic_loss, of_critic), plain(generator_loss, of_generator)
+    if compiled:
+        torch._dynamo.config.trace_autograd_ops = True
+        critic_gradients = torch.compile(critic_gradients, fullgraph=True, dynamic=False)
+        generator_gradients = torch.compile(generator_gradients, fullgraph=True, dynamic=False)
+    draw = resident(config)
+    while True:
+        for _ in range(n_critic):
+            descend(optimizer_c, critic_gradients, of_critic, draw(), torch.randn(size, latent_dim))
+            if bound:
+                with torch.no_grad():
+                    torch._foreach_clamp_min_(of_critic, -bound)
+                    torch._foreach_clamp_max_(of_critic, bound)
+        descend(optimizer_g, generator_gradients, of_generator, torch.randn(size, latent_dim))
+        yield n_critic * size
