@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench readme study clean
+.PHONY: help demo test lint bench bench-scaling readme study clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -10,7 +10,7 @@ DEMO   := outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
 TRAIN  := $(BIN)/wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits steps=2000 callbacks.evaluation.every=200 hydra.sweep.dir=$(DEMO)
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 9
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(VENV)/.run  ## train GAN, clipped WGAN and WGAN-GP on real handwriting and compare them on one page
 	@echo '$$ $(TRAIN)'
@@ -29,6 +29,9 @@ lint: $(VENV)/.dev  ## ruff and mypy
 
 bench: $(VENV)/.run  ## time wganlab beside a textbook loop and a bare one (ARGS='--workloads toy' and the like)
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-scaling: $(VENV)/.dev  ## speed and memory against batch, image and data set size, and parallel jobs
+	@$(BIN)/python -m benchmarks.scaling
 
 NEWEST = $(lastword $(sort $(wildcard outputs/demo/*)))
 readme: $(VENV)/.run  ## copy table and figures of the newest demo into experiments/demo and README.md

@@ -291,3 +291,24 @@ def test_real_image_folders(real_data: Path) -> None:
     assert faces.float().std() > 40
     horses = ImageFolder(root=str(real_data / "cifar10_jpeg"), size=32)
     assert horses.load().shape == (6000, 3, 32, 32)
+
+
+def test_flips_mirror_half_of_the_images_and_are_part_of_the_stream() -> None:
+    images = torch.arange(4000 * 3, dtype=torch.uint8).view(4000, 1, 1, 3)
+    options = {"batch_size": 400, "n_critic": 1, "steps": 20, "seed": 0}
+    plain = torch.cat(list(BatchStream(images, **options)))  # type: ignore[arg-type]
+    flipped = torch.cat(list(BatchStream(images, flip=True, **options)))  # type: ignore[arg-type]
+    mirrored = (flipped != plain).flatten(2).any(2)
+    assert torch.equal(flipped[mirrored], plain[mirrored].flip(-1))
+    assert mirrored.float().mean() == pytest.approx(0.5, abs=0.03)
+    again = BatchStream(images, flip=True, **options)  # type: ignore[arg-type]
+    again.load_state_dict({"step": 13})  # in the second epoch
+    assert torch.equal(torch.cat(list(again)), flipped[13:])
+
+
+def test_batches_are_sent_where_the_samples_are_not() -> None:
+    samples = torch.zeros(10, 2)
+    stream = BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0, device=torch.device("meta"))
+    stream.samples = samples  # as on a GPU that is too small for them
+    assert {(batch.device.type, batch.shape) for batch in stream} == {("meta", (2, 4, 2))}
+    assert stream.reference(5).device.type == "meta"

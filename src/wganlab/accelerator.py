@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint
 if not torch.cuda.is_available():
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "64-true"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16", "64-true"]
 
 
 def build_trainer(
@@ -46,7 +46,7 @@ def build_trainer(
     trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
-        precision=precision,
+        precision="bf16-mixed" if precision == "bf16" else precision,
         strategy=strategy,
         deterministic=deterministic,
         max_steps=max_steps,

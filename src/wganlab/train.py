@@ -17,7 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 import wganlab
 from wganlab.adversarial import AdversarialModule
@@ -189,18 +189,31 @@ def continue_or_begin(
 
 def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch.device) -> BatchStream:
     """Read the data, or get ready to draw them."""
-    options = {
+    options: dict[str, Any] = {
+        "device": device,
         "batch_size": config.batch_size,
         "n_critic": n_critic,
         "steps": generator_steps(config),
         "seed": config.seed,
     }
     with objections(config, "dataset"):
-        samples = None if size(source) is None else source.load().to(device)
+        samples = None if size(source) is None else read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
     with objections(config, ""):  # broken files may have left fewer samples than a batch
         if samples is None:
-            return EndlessStream(source.draw, device=device, **options)  # type: ignore[attr-defined]
-        return BatchStream(samples, **options)
+            return EndlessStream(source.draw, **options)  # type: ignore[attr-defined]
+        return BatchStream(samples, flip=getattr(source, "flip", False), **options)
+
+
+#: The samples that were read last, by the config of their data set.
+LAST_READ: dict[str, Tensor] = {}
+
+
+def read_once(source: Source, described: str) -> Tensor:
+    """All samples of a source; the jobs of a sweep that ask for the same in one process share them."""
+    if described not in LAST_READ:
+        LAST_READ.clear()  # before the next are read: never two at a time
+        LAST_READ[described] = source.load()
+    return LAST_READ[described]
 
 
 def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:

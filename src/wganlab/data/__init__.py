@@ -13,7 +13,8 @@ class Source(Protocol):
     """A data set that is described before it is read.
 
     One that draws fresh samples for ever says so by a true ``endless`` and has ``draw(n, random)``, as
-    :class:`wganlab.data.toys.Points`, instead of a length.
+    :class:`wganlab.data.toys.Points`, instead of a length. One whose images may be mirrored left to right at random in
+    training says so by a true ``flip``.
     """
 
     #: Shape of one sample: (channels, height, width), or (dimensions,) of a point.

@@ -31,8 +31,9 @@ class CIFAR10:
         classes: list[int | str] | int | str | None = None,
         split: Literal["train", "test", "both"] = "both",
         download: bool = False,
+        flip: bool = False,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root, self.flip = Path(root).expanduser(), flip
         chosen = classes if isinstance(classes, list) else [classes] if classes is not None else []
         self.classes = sorted({class_number(name) for name in chosen or range(10)})
         self.splits = ["train", "test"] if split == "both" else [split]

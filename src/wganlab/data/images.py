@@ -29,16 +29,22 @@ class ImageFolder:
     The shorter side is resized to ``size``; transparency is laid on white, 16-bit values are scaled to 8. What is
     decoded is cached as uint8 in ``root``/.wganlab, or in the user's cache folder where that cannot be written, under
     a name that is a hash of the files' names and bytes; it is memory-mapped, so the data may be larger than memory.
-    Names of top-level folders are the classes.
+    Names of top-level folders are the classes. ``flip`` has training mirror images left to right at random.
 
     Raises FileNotFoundError for a folder that is missing or holds no images; ``load`` raises ValueError when more
     than ``max_broken`` files cannot be decoded, and otherwise names and skips them.
     """
 
     def __init__(
-        self, *, root: str, size: PositiveInt, channels: Literal[1, 3] = 3, max_broken: NonNegativeInt = 10
+        self,
+        *,
+        root: str,
+        size: PositiveInt,
+        channels: Literal[1, 3] = 3,
+        max_broken: NonNegativeInt = 10,
+        flip: bool = False,
     ) -> None:
-        self.root, self.max_broken = Path(root).expanduser(), max_broken
+        self.root, self.max_broken, self.flip = Path(root).expanduser(), max_broken, flip
         self.shape = (channels, size, size)
         if not self.root.is_dir():
             raise FileNotFoundError(f"root={root}: no such folder; name one that holds images, at any depth")

@@ -1,0 +1,141 @@
+"""``make bench-scaling``: how speed and memory change with batch size, image size, data set size and parallel jobs.
+
+All by ``wganlab train loss=wgan_gp``. Writes results/scaling.md and scaling.svg.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench import RESULTS, machine
+from wganlab.config import compose_config, without_hydra
+from wganlab.train import commit, fit
+
+
+class Noise:
+    """n grey images of random bytes: speed and memory do not depend on what they show."""
+
+    def __init__(self, *, n: int, size: int = 28) -> None:
+        self.n, self.shape = n, (1, size, size)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def load(self) -> Tensor:
+        return torch.randint(256, (self.n, *self.shape), dtype=torch.uint8)
+
+    def labels(self) -> None:
+        return None
+
+
+def images_per_second(*overrides: str, seconds: float = 4.0) -> float:
+    """Of ``wganlab train`` without observers, over about so many seconds after the first steps."""
+    rates: list[float] = []
+    steps = 6
+    while True:
+        config = without_hydra(
+            compose_config("train", ["callbacks=none", "logger=csv", "log_every=2", f"steps={steps}", *overrides])
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            summary = fit(config, Path(folder))
+        rates.append(summary["images_per_second"])
+        if summary["seconds"] > seconds or len(rates) > 2:
+            return rates[-1]
+        steps = max(steps + 1, round(steps * 1.5 * seconds / summary["seconds"]))
+
+
+def noise(n: int) -> list[str]:
+    """Overrides for a data set of n images of noise."""
+    return ["dataset._target_=benchmarks.scaling.Noise", f"+dataset.n={n}", "dataset.size=28"]
+
+
+def peak_memory(n: int) -> float:
+    """MiB that a process which trains on n images holds at most."""
+    arguments = json.dumps([*noise(n), "callbacks=none", "logger=csv", "steps=5"])
+    code = f"from benchmarks.scaling import report_peak; report_peak({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def report_peak(arguments: str) -> None:
+    """Train, and print the peak of resident memory in MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        fit(without_hydra(compose_config("train", json.loads(arguments))), Path(folder))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def sweep_seconds(*launcher: str) -> float:
+    """Wall time of four runs of 300 steps on digits."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["train", "-m", "dataset=digits", "seed=0,1,2,3", "steps=300", f"hydra.sweep.dir={folder}", *launcher]
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "wganlab", *command], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+
+def per_job_overhead() -> float:
+    """Seconds that each job of a sweep of sixteen spends outside training."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = []
+        for n in (1, 17):
+            seeds = ",".join(map(str, range(n)))
+            command = ["train", "-m", "dataset=digits", f"seed={seeds}", "steps=25", f"hydra.sweep.dir={folder}/{n}"]
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "wganlab", *command], check=True, stdout=subprocess.DEVNULL)
+            trained = sum(
+                json.loads(path.read_text())["seconds"] for path in Path(folder, str(n)).rglob("summary.json")
+            )
+            sizes.append(time.perf_counter() - started - trained)
+        return (sizes[1] - sizes[0]) / 16
+
+
+def main() -> None:
+    conv = ["model=upsample_dcgan", "batch_size=64", "loss.n_critic=1"]
+    curves: dict[str, dict[int, float]] = {
+        "batch size, S2 MLP": {n: images_per_second(f"batch_size={n}") for n in (16, 64, 256, 1024)},
+        "image side, S3 pair": {n: images_per_second(*conv, f"dataset.size={n}") for n in (16, 32, 64)},
+        "images in the data set, S2 MLP": {n: images_per_second(*noise(n)) for n in (1000, 10_000, 60_000)},
+    }
+    memory = {n: peak_memory(n) for n in (1000, 60_000, 240_000)}
+    per_image = (memory[240_000] - memory[1000]) * 2**20 / 239_000
+    one, two = sweep_seconds(), sweep_seconds("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    text = [
+        f"Made by `make bench-scaling` at {commit()}. {machine()}.",
+        "",
+        "| images/s against | |",
+        "|---|---|",
+        *(f"| {name} | {', '.join(f'{n:,}: {v:,.0f}' for n, v in curve.items())} |" for name, curve in curves.items()),
+        "",
+        f"- peak memory: {', '.join(f'{n:,} images {mib:,.0f} MiB' for n, mib in memory.items())}: "
+        f"{per_image / 784:.2f} bytes per pixel beside a constant",
+        f"- a sweep of 4 runs x 300 steps: {one:.0f} s one after the other, {two:.0f} s with joblib and two workers",
+        f"- each further job of a sweep spends {per_job_overhead():.2f} s outside training",
+        "",
+    ]  # fmt: skip
+    (RESULTS / "scaling.md").write_text("\n".join(text))
+    print("\n".join(text))
+    draw(curves)
+
+
+def draw(curves: dict[str, dict[int, float]]) -> None:
+    """The three curves, each relative to its best."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes: Any = figure.subplots(1, len(curves))
+    for ax, (name, curve) in zip(axes, curves.items(), strict=True):
+        ax.plot(list(curve), list(curve.values()), marker="o")
+        ax.set(xscale="log", xlabel=name, ylabel="images/s", ylim=(0, None))
+    figure.savefig(RESULTS / "scaling.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Every fast path gives the results of the plain one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import config
+from wganlab.adversarial import AdversarialModule
+from wganlab.build import build_module, construct
+from wganlab.callbacks.compilation import AUTO_CRITIC_STEPS
+from wganlab.networks.mlp import Critic
+from wganlab.runs import Run
+from wganlab.train import fit
+
+BARE = ["callbacks=none", "logger=csv", "log_every=1", "batch_size=16"]
+TOY = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[32,32]", "model.critic.hidden=[32,32]"]
+MLP = ["model.generator.hidden=[32,32]", "model.critic.hidden=[32,16]"]
+DCGAN = ["model=dcgan", "model.generator.n_filters=8", "model.critic.n_filters=4"]  # batch norm, layer norm, dropout
+COLUMNS = ("critic/loss", "critic/penalty", "critic/real_score", "generator/loss")
+
+
+def losses(folder: Path, *overrides: str) -> list[list[float]]:
+    """What a run writes for every step."""
+    folder.mkdir(exist_ok=True)
+    fit(config(*BARE, *overrides), folder)
+    return [[row[column] for column in COLUMNS] for row in Run(folder).rows]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["loss=wgan_gp", *TOY], 50),
+        pytest.param(["loss=gan", *MLP], 50, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_clip", *MLP], 50, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_gp", *MLP], 50, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_gp", "loss.n_critic=2", *DCGAN], 10, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_gp", "loss.lipschitz.inference=true", *DCGAN], 5, marks=pytest.mark.slow),
+        pytest.param(["training=fixed_generator", "loss=wgan_gp", *TOY], 20, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_training_is_plain_training(
+    overrides: list[str], steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In fp64: in fp32 a rounding that carries one activation across a kink is blown up by Adam within fifty steps."""
+    same = [f"steps={steps}", "precision=64-true", *overrides]
+    plain = losses(tmp_path / "off", "compile=off", *same)
+    compiled = losses(tmp_path / "on", "compile=on", *same)
+    assert "compiled in" in capsys.readouterr().out, "a run that fell back would be compared with itself"
+    assert len(compiled) == steps
+    assert torch.allclose(torch.tensor(compiled), torch.tensor(plain), rtol=1e-6, atol=1e-8)
+
+
+class Branching(Critic):
+    """A critic that no compiler can follow."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * float(str(images.mean().item() * 0 + 1))
+
+
+class Deceptive(Critic):
+    """A critic that is another one when it is compiled."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * (2 if torch.compiler.is_compiling() else 1)
+
+
+@pytest.mark.parametrize(
+    ("critic", "why"), [("Branching", "not compiled"), ("Deceptive", "the compiled gradient of the critic differs")]
+)
+def test_what_cannot_be_compiled_rightly_trains_plainly(
+    critic: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*TOY, f"model.critic._target_=tests.test_compilation.{critic}", "steps=3"]
+    compiled = losses(tmp_path / "on", "compile=on", *own)
+    said = [line for line in capsys.readouterr().out.splitlines() if "compiled" in line]
+    assert len(said) == 1
+    assert why in said[0]
+    assert compiled == losses(tmp_path / "off", "compile=off", *own)
+
+
+def test_short_runs_are_not_compiled_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses(tmp_path, "steps=3", *TOY)
+    assert "compil" not in capsys.readouterr().out
+    assert config().steps * config().loss.n_critic < AUTO_CRITIC_STEPS, "the demo is a short run"
+
+
+def gradients(module: AdversarialModule, name: str) -> list[Tensor]:
+    torch.manual_seed(0)
+    real = torch.rand(16, *module.shape) * 2 - 1
+    found, _ = module.differentiate(name, real, module.latents(16))
+    return [gradient for gradient in found if gradient is not None]
+
+
+def differences(change: Callable[[AdversarialModule], object], *overrides: str) -> float:
+    """Largest relative difference that a change makes to the gradients of a fresh pair."""
+    settings = config("loss=wgan_gp", *overrides)
+    plain, changed = (build_module(settings, construct(settings, "dataset")) for _ in range(2))
+    change(changed)
+    expected, got = ([g for name in ("critic", "generator") for g in gradients(m, name)] for m in (plain, changed))
+    return max(((a - b).norm() / a.norm().clamp(min=1e-3)).item() for a, b in zip(expected, got, strict=True))
+
+
+def test_real_and_generated_images_in_one_pass_give_the_gradients_of_two() -> None:
+    def two_passes(module: AdversarialModule) -> None:
+        assert module.critic.one_by_one
+        module.critic = nn.Sequential(module.critic)  # says nothing of how it scores
+
+    assert differences(two_passes, *MLP) < 1e-5
+    for coupled in (["model.critic.norm=batch"], ["model.critic.minibatch_kernels=3"]):
+        settings = config(*MLP, *coupled)
+        assert not build_module(settings, construct(settings, "dataset")).critic.one_by_one, coupled
+    settings = config(*DCGAN)
+    assert not build_module(settings, construct(settings, "dataset")).critic.one_by_one, "dropout would be drawn anew"
+
+
+def test_channels_last_gives_the_same_gradients() -> None:
+    assert differences(lambda module: module.to(memory_format=torch.channels_last), *DCGAN) < 1e-4
+
+
+def test_a_gradient_in_another_layout_is_laid_out_as_its_parameter() -> None:
+    """Fused Adam reads both as plain memory."""
+    settings = config(*DCGAN)
+    module = build_module(settings, construct(settings, "dataset")).to(memory_format=torch.channels_last)
+    _, optimizer = module.configure_optimizers()
+    wanted = [torch.randn_like(weight) for weight in module.weights["critic"]]
+    module.update("critic", optimizer, [gradient.contiguous() for gradient in wanted])
+    for parameter, gradient in zip(module.weights["critic"], wanted, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be found")
+def test_optimizers_do_not_look_for_a_gpu_at_every_step() -> None:
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
