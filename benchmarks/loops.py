@@ -135,24 +135,30 @@ def resident(config: DictConfig) -> Callable[[], Tensor]:
     return lambda: images[next(order)].float().div_(127.5).sub_(1)
 
 
-def bare(config: DictConfig, *, compiled: bool = False) -> Iterator[int]:
-    """Every trick that keeps the mathematics."""
+TRICKS = ("own gradients only", "one pass", "fused Adam", "channels last")
+
+
+def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> Iterator[int]:
+    """Every trick that keeps the mathematics, or all but one of TRICKS."""
     torch.set_float32_matmul_precision(fastest_exact_matmul())
-    module = build_module(config, construct(config, "dataset")).to(memory_format=torch.channels_last)
+    module = build_module(config, construct(config, "dataset"))
+    if without != "channels last":
+        module = module.to(memory_format=torch.channels_last)
     generator, critic, objective = module.generator, module.critic, module.objective
-    optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=True)
+    optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=without != "fused Adam")
+    wasteful, one_pass = without == "own gradients only", critic.one_by_one and without != "one pass"
     of_generator: list[Tensor] = list(generator.parameters())
     of_critic: list[Tensor] = list(critic.parameters())
     size, n_critic, latent_dim = config.batch_size, config.loss.n_critic, config.model.latent_dim
     weight, bound = config.loss.lipschitz.get("weight"), config.loss.lipschitz.get("bound")
 
     def critic_loss(real: Tensor, latents: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.set_grad_enabled(wasteful):
             fake = generator(latents)
-        scores = critic(torch.cat([real, fake])).chunk(2) if critic.one_by_one else (critic(real), critic(fake))
+        scores = critic(torch.cat([real, fake])).chunk(2) if one_pass else (critic(real), critic(fake))
         loss = objective.critic_loss(*scores)
         if weight:
-            points = torch.lerp(fake, real, torch.rand(size, *[1] * (real.dim() - 1))).requires_grad_()
+            points = torch.lerp(fake.detach(), real, torch.rand(size, *[1] * (real.dim() - 1))).requires_grad_()
             (gradient,) = autograd.grad(critic(points).sum(), points, create_graph=True)
             loss = loss + weight * (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1).square().mean()
         return loss
@@ -167,7 +173,9 @@ def bare(config: DictConfig, *, compiled: bool = False) -> Iterator[int]:
         optimizer.step()
 
     def plain(loss: Callable, parameters: list) -> Callable:
-        return lambda *inputs: autograd.grad(loss(*inputs), parameters)
+        everything = of_generator + of_critic if wasteful else parameters
+        first = 0 if parameters is not of_critic or not wasteful else len(of_generator)
+        return lambda *inputs: autograd.grad(loss(*inputs), everything)[first : first + len(parameters)]
 
     critic_gradients, generator_gradients = plain(critic_loss, of_critic), plain(generator_loss, of_generator)
     if compiled:

@@ -118,7 +118,8 @@ def test_real_and_generated_images_in_one_pass_give_the_gradients_of_two() -> No
 
 
 def test_channels_last_gives_the_same_gradients() -> None:
-    assert differences(lambda module: module.to(memory_format=torch.channels_last), *DCGAN) < 1e-4
+    without_dropout = [*DCGAN, "model.critic.dropout=0"]  # its masks are drawn in the order of memory
+    assert differences(lambda module: module.to(memory_format=torch.channels_last), *without_dropout) < 1e-4
 
 
 def test_a_gradient_in_another_layout_is_laid_out_as_its_parameter() -> None:

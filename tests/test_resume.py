@@ -197,7 +197,9 @@ def logged_steps(path: Path) -> set[int]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_and_saves(number: int, code: int, tmp_path: Path) -> None:
-    process = start(tmp_path, *QUICK, "steps=100000", "callbacks.checkpoints.every=100000", "hydra.run.dir=run")
+    process = start(
+        tmp_path, *QUICK, "steps=100000", "compile=off", "callbacks.checkpoints.every=100000", "hydra.run.dir=run"
+    )
     wait_for_step(tmp_path / "run", 8)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -89,7 +89,17 @@ def test_runs_have_different_ids(sweep: Path) -> None:
 
 
 def test_a_killed_run_keeps_its_history(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "wganlab", "train", *TINY, "steps=100000", "log_every=5", "hydra.run.dir=run"]
+    command = [
+        sys.executable,
+        "-m",
+        "wganlab",
+        "train",
+        *TINY,
+        "steps=100000",
+        "compile=off",
+        "log_every=5",
+        "hydra.run.dir=run",
+    ]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 from wganlab.adversarial import AdversarialModule
 
 Compile = Literal["auto", "on", "off"]
-#: "auto" tries only where a run makes as many critic steps: warming up takes 10 to 60 s on two cores, and some 3 ms
-#: are saved in a critic step of the MLPs (benchmarks/README.md).
+#: "auto" tries only where a run makes as many critic steps: on two cores, warming up is repaid after some 10,000 of the
+#: MLPs' (benchmarks/README.md).
 AUTO_CRITIC_STEPS = 20_000
 #: "auto" keeps what is faster by at least this factor, measured side by side.
 GAIN = 1.03
@@ -53,6 +53,7 @@ class Compilation(Callback):
         n = trainer.train_dataloader.batch_size  # type: ignore[union-attr]
         real = module.scaled(trainer.train_dataloader.reference(n))  # type: ignore[union-attr]
         started = time.perf_counter()
+        print("compiling the gradients of both networks (compile=off trains without)", flush=True)
         try:
             with untouched(module), trainer.precision_plugin.forward_context():
                 compiled = compile_gradients(module, real)
