@@ -79,7 +79,6 @@ def test_folders_are_not_overwritten(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 def test_wheel_in_an_empty_folder_finds_its_config(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
