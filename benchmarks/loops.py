@@ -88,7 +88,6 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
 
 def textbook(config: DictConfig, data: Path) -> Iterator[int]:
     """A script from the web: PyTorch's defaults, and no thought for what is computed in vain."""
-    torch.set_float32_matmul_precision("highest")
     module = build_module(config, construct(config, "dataset"))
     generator, critic = module.generator, module.critic
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=False)
@@ -97,6 +96,7 @@ def textbook(config: DictConfig, data: Path) -> Iterator[int]:
     adversarial = nn.BCEWithLogitsLoss()
     plain_gan = not (weight or bound)
     for i, (real, _) in enumerate(textbook_data(config, data), start=1):
+        torch.set_float32_matmul_precision("highest")  # the bare loop, which takes turns with this one, may set another
         optimizer_c.zero_grad()
         fake = generator(torch.randn(real.size(0), latent_dim))
         if weight:
@@ -140,7 +140,6 @@ TRICKS = ("own gradients only", "one pass", "fused Adam", "channels last")
 
 def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> Iterator[int]:
     """Every trick that keeps the mathematics, or all but one of TRICKS."""
-    torch.set_float32_matmul_precision(fastest_exact_matmul())
     module = build_module(config, construct(config, "dataset"))
     if without != "channels last":
         module = module.to(memory_format=torch.channels_last)
@@ -184,6 +183,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
         generator_gradients = torch.compile(generator_gradients, fullgraph=True, dynamic=False)
     draw = resident(config)
     while True:
+        torch.set_float32_matmul_precision(fastest_exact_matmul())
         for _ in range(n_critic):
             descend(optimizer_c, critic_gradients, of_critic, draw(), torch.randn(size, latent_dim))
             if bound:

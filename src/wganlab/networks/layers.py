@@ -109,6 +109,8 @@ class FeatureCritic(nn.Module):
     """A critic in two parts: ``features`` maps images to (batch, dim), a linear ``head`` scores them.
 
     ``output="tanh"`` bounds the score; ``minibatch_kernels`` above zero puts minibatch discrimination before the head.
+    ``one_by_one`` says whether each image is scored as if it were alone, so that two batches may pass as one: batch
+    norm and minibatch discrimination couple the images of a batch, and dropout would draw other masks.
     """
 
     def __init__(self, features: nn.Module, dim: int, *, output: Output = "linear", minibatch_kernels: int = 0) -> None:
@@ -116,15 +118,8 @@ class FeatureCritic(nn.Module):
         self.features = features
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
         self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether each image is scored as if it were alone, so that two batches may pass as one.
-
-        Batch norm and minibatch discrimination couple the images of a batch; dropout would draw other masks.
-        """
         coupling = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, MinibatchDiscrimination)
-        return not any(isinstance(module, coupling) for module in self.modules())
+        self.one_by_one = not any(isinstance(module, coupling) for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)).squeeze(1)
