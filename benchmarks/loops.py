@@ -7,6 +7,7 @@ mathematics with nothing that can be left out, and no framework.
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from torchvision.datasets import ImageFolder
 from wganlab.accelerator import fastest_exact_matmul
 from wganlab.build import build_module, construct
 from wganlab.data.toys import Gaussians8
+from wganlab.lipschitz import PiecewiseLinear
+from wganlab.networks.layers import Dropout
 
 
 def optimizers(config: DictConfig, *networks: nn.Module, fused: bool) -> list[torch.optim.Optimizer]:
@@ -90,6 +93,9 @@ def textbook(config: DictConfig, data: Path) -> Iterator[int]:
     """A script from the web: PyTorch's defaults, and no thought for what is computed in vain."""
     module = build_module(config, construct(config, "dataset"))
     generator, critic = module.generator, module.critic
+    for layer in critic.modules():
+        if isinstance(layer, Dropout):
+            layer.__class__ = nn.Dropout  # type: ignore[assignment]
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=False)
     loss, n_critic, latent_dim = config.loss, config.loss.n_critic, config.model.latent_dim
     weight, bound = loss.lipschitz.get("weight"), loss.lipschitz.get("bound")
@@ -135,7 +141,7 @@ def resident(config: DictConfig) -> Callable[[], Tensor]:
     return lambda: images[next(order)].float().div_(127.5).sub_(1)
 
 
-TRICKS = ("own gradients only", "one pass", "fused Adam", "channels last")
+TRICKS = ("own gradients only", "one pass", "constant slopes", "fused Adam", "channels last")
 
 
 def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> Iterator[int]:
@@ -146,6 +152,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     generator, critic, objective = module.generator, module.critic, module.objective
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=without != "fused Adam")
     wasteful, one_pass = without == "own gradients only", critic.one_by_one and without != "one pass"
+    constant_slopes = nullcontext() if compiled or without == "constant slopes" else PiecewiseLinear()
     of_generator: list[Tensor] = list(generator.parameters())
     of_critic: list[Tensor] = list(critic.parameters())
     size, n_critic, latent_dim = config.batch_size, config.loss.n_critic, config.model.latent_dim
@@ -158,7 +165,8 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
         loss = objective.critic_loss(*scores)
         if weight:
             points = torch.lerp(fake.detach(), real, torch.rand(size, *[1] * (real.dim() - 1))).requires_grad_()
-            (gradient,) = autograd.grad(critic(points).sum(), points, create_graph=True)
+            with constant_slopes:
+                (gradient,) = autograd.grad(critic(points).sum(), points, create_graph=True)
             loss = loss + weight * (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - 1).square().mean()
         return loss
 

@@ -178,6 +178,7 @@ def test_image_folder_is_cached_until_it_changes(pictures: Path, capsys: pytest.
     second, decoded = load()
     assert not decoded
     assert torch.equal(first, second)
+    assert torchvision.datasets.ImageFolder(str(pictures)).classes == ["cats", "dogs"], "the cache is no class"
     picture(200, mode="RGB").save(pictures / "dogs" / "one.bmp")
     third, decoded = load()
     assert decoded
@@ -190,7 +191,11 @@ def test_a_read_only_folder_is_cached_elsewhere(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (pictures / ".wganlab").write_text("a file, so that no folder can be made, not even by root")
+    ImageFolder(root=str(pictures), size=16).load()
+    (cached,) = pictures.glob(".wganlab-*.npy")
+    cached.with_suffix(".json").unlink()
+    cached.unlink()
+    cached.mkdir()  # so that no such file can be written, not even by root
     assert len(ImageFolder(root=str(pictures), size=16).load()) == 7
     assert len(list((tmp_path / "cache" / "wganlab").glob("*.npy"))) == 1
     assert len(ImageFolder(root=str(pictures), size=16).load()) == 7
@@ -215,7 +220,7 @@ def test_broken_images_are_named_and_skipped_up_to_a_limit(pictures: Path, capsy
     (pictures / "empty.jpg").touch()
     with pytest.raises(ValueError, match=r"3 of 10 files cannot be decoded, more than max_broken=2"):
         ImageFolder(root=str(pictures), size=16, max_broken=2).load()
-    assert not list(pictures.glob(".wganlab/*.part"))
+    assert not list(pictures.glob(".wganlab-*.part"))
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from tests.conftest import config
 from wganlab.build import construct
 from wganlab.networks import dcgan, mlp, resnet, upsample_dcgan
-from wganlab.networks.layers import MinibatchDiscrimination
+from wganlab.networks.layers import Dropout, MinibatchDiscrimination
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
@@ -69,6 +69,17 @@ def test_upsample_dcgan_is_the_published_one() -> None:
     with torch.no_grad():
         layers(critic, nn.Linear)[-1].weight.fill_(10.0)
         assert critic(torch.ones(2, 3, 32, 32)).abs().max() <= 1, "the source's critic is bounded"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype: torch.dtype) -> None:
+    layer, ones = Dropout(0.3), torch.ones(64, 16, 14, 14, dtype=dtype).to(memory_format=torch.channels_last)
+    dropped = layer(ones)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / ones.numel()) ** 0.5)
+    assert dropped.max().item() == pytest.approx(1 / 0.7, rel=1e-6 if dtype == torch.float32 else 1e-2)
+    assert dropped.dtype == dtype
+    assert dropped.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.eval()(ones), ones)
 
 
 def test_resnet_is_the_papers() -> None:

@@ -27,8 +27,8 @@ class ImageFolder:
     """All images below a folder, whatever their sizes and modes, resized and centre-cropped to size x size.
 
     The shorter side is resized to ``size``; transparency is laid on white, 16-bit values are scaled to 8. What is
-    decoded is cached as uint8 in ``root``/.wganlab, or in the user's cache folder where that cannot be written, under
-    a name that is a hash of the files' names and bytes; it is memory-mapped, so the data may be larger than memory.
+    decoded is cached as uint8 in ``root``, in hidden files named by a hash of the images' names and bytes, or in the
+    user's cache folder where that cannot be written; it is memory-mapped, so the data may be larger than memory.
     Names of top-level folders are the classes. ``flip`` has training mirror images left to right at random.
 
     Raises FileNotFoundError for a folder that is missing or holds no images; ``load`` raises ValueError when more
@@ -57,15 +57,16 @@ class ImageFolder:
 
     def load(self) -> Tensor:
         """uint8 of shape (number of readable images, channels, size, size), in the order of the files' names."""
-        name = self._key()
-        folders = [self.root / ".wganlab", user_cache()]
-        for folder in folders:
-            if (folder / f"{name}.json").is_file():
-                return self._read(folder / name)
-        for folder in folders:
+        key = self._key()
+        # no folder of its own: whatever else reads a folder of images takes every folder in it for a class
+        caches = [self.root / f".wganlab-{key}", user_cache() / key]
+        for cache in caches:
+            if cache.with_suffix(".json").is_file():
+                return self._read(cache)
+        for cache in caches:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                return self._decode(folder / name)
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                return self._decode(cache)
             except OSError as error:
                 failure = error
         raise OSError(f"root={self.root}: the decoded images cannot be cached: {failure}")

@@ -10,7 +10,16 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import FeatureCritic, Norm, Output, check_halvings, initialise, norm_layer, smallest
+from wganlab.networks.layers import (
+    Dropout,
+    FeatureCritic,
+    Norm,
+    Output,
+    check_halvings,
+    initialise,
+    norm_layer,
+    smallest,
+)
 
 EPS, MOMENTUM = 1e-3, 0.01
 
@@ -94,7 +103,7 @@ class Critic(FeatureCritic):
         for block in range(n_blocks):
             layers += [
                 *down(n_filters * 2**block, n_filters * 2 ** (block + 1), stride=2),
-                nn.Dropout(dropout),
+                Dropout(dropout),
             ]
         dim = n_filters * 2**n_blocks * height * width
         features = nn.Sequential(*layers, nn.Flatten())

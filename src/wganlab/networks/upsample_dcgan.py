@@ -9,7 +9,16 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import FeatureCritic, Norm, Output, check_halvings, initialise, norm_layer, smallest
+from wganlab.networks.layers import (
+    Dropout,
+    FeatureCritic,
+    Norm,
+    Output,
+    check_halvings,
+    initialise,
+    norm_layer,
+    smallest,
+)
 
 EPS, MOMENTUM = 1e-3, (0.2, 0.01)
 
@@ -81,7 +90,7 @@ class Critic(FeatureCritic):
             after = n_filters * factor
             layers += [nn.Conv2d(channels, after, 5, stride=stride, padding=2)]
             layers += [norm_layer(norm if i else "none", after, images=True, eps=EPS), nn.LeakyReLU(slope)]
-            layers += [nn.Dropout(dropout)] if i == 1 else []
+            layers += [Dropout(dropout)] if i == 1 else []
             channels = after
         height, width = (-(-side // 8) for side in (height, width))  # three halvings, each rounded up
         features = nn.Sequential(*layers, nn.Flatten())
