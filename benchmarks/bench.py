@@ -183,7 +183,8 @@ def table(found: dict[str, Any]) -> str:
     """All that was found, as Markdown."""
     head = [
         "workload", "loss", *PROGRAMS, "wganlab / textbook", "compiled / textbook",
-        "bf16 / textbook", "wganlab / bare", "compiled / bare compiled", "MFLOP per image", "bare GFLOP/s", "of the roof",
+        "bf16 / textbook", "wganlab / bare", "compiled / bare compiled", "MFLOP per image", "bare GFLOP/s",
+        "of the roof",
     ]  # fmt: skip
     machine, roof = found["machine"], found["roofline"]
     return "\n".join(
