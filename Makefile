@@ -7,7 +7,7 @@ PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done))
 BIN    := $(VENV)/bin
 DEMO   := outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
-TRAIN  := $(BIN)/wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits steps=2000 callbacks.evaluation.every=200 hydra.sweep.dir=$(DEMO)
+TRAIN  := $(BIN)/wganlab train -m loss=gan,wgan_clip,wgan_gp dataset=digits steps=2000 callbacks.evaluation.every=200 callbacks.samples.every=200 hydra.sweep.dir=$(DEMO)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15

@@ -54,6 +54,69 @@ def test_compiled_training_is_plain_training(
     assert torch.allclose(torch.tensor(compiled), torch.tensor(plain), rtol=1e-6, atol=1e-8)
 
 
+def plain_losses(loss: str, module: AdversarialModule, lr: float, reals: list[Tensor]) -> list[float]:
+    """Critic and generator losses of a loop with nothing but torch's defaults, written out by hand."""
+    generator, critic, bce = module.generator, module.critic, nn.BCEWithLogitsLoss()
+    kinds = {
+        "gan": lambda p: torch.optim.Adam(p, lr, betas=(0.5, 0.999)),
+        "wgan_clip": lambda p: torch.optim.RMSprop(p, lr),
+        "wgan_gp": lambda p: torch.optim.Adam(p, lr, betas=(0.0, 0.9)),
+    }
+    step_generator, step_critic = (kinds[loss](network.parameters()) for network in (generator, critic))
+    losses = []
+    for batches in reals:
+        for real in batches:
+            fake = generator(torch.randn(len(real), module.latent_dim, dtype=torch.float64)).detach()
+            scores, fooled = critic(real), critic(fake)
+            if loss == "gan":
+                of_critic = bce(scores, torch.ones_like(scores)) + bce(fooled, torch.zeros_like(fooled))
+            else:
+                of_critic = fooled.mean() - scores.mean()
+            if loss == "wgan_gp":
+                alpha = torch.rand(len(real), 1, 1, 1)
+                between = (alpha * real + (1 - alpha) * fake).requires_grad_()
+                slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0].flatten(1).norm(dim=1)
+                of_critic = of_critic + 10 * ((slope - 1) ** 2).mean()
+            step_critic.zero_grad()
+            of_critic.backward()
+            step_critic.step()
+            if loss == "wgan_clip":
+                for parameter in critic.parameters():
+                    parameter.data.clamp_(-0.01, 0.01)
+            losses.append(of_critic.item())
+        fooled = critic(generator(torch.randn(len(real), module.latent_dim, dtype=torch.float64)))
+        of_generator = bce(fooled, torch.ones_like(fooled)) if loss == "gan" else -fooled.mean()
+        step_generator.zero_grad()
+        of_generator.backward()
+        step_generator.step()
+        losses.append(of_generator.item())
+    return losses
+
+
+@pytest.mark.parametrize("loss", ["gan", "wgan_clip", "wgan_gp"])
+def test_fifty_steps_are_those_of_a_plain_loop(loss: str) -> None:
+    """All that makes training fast at once (own gradients, one pass, constant slopes, fused Adam) changes rounding."""
+    settings = config(f"loss={loss}", "model=mlp", "dataset=digits")
+    module, plain = (build_module(settings, construct(settings, "dataset")).double() for _ in range(2))
+    plain.load_state_dict(module.state_dict())
+    random = torch.Generator().manual_seed(0)
+    reals = [
+        torch.rand(module.n_critic, 16, *construct(settings, "dataset").shape, generator=random).double() * 2 - 1
+        for _ in range(50)
+    ]
+    torch.manual_seed(0)
+    optimizers = module.configure_optimizers()
+    for batches in reals:
+        module.alternate(batches, *optimizers)
+    torch.manual_seed(0)
+    expected = torch.tensor(plain_losses(loss, plain, settings.loss.optimizer.critic.lr, reals)).double()
+    per_step = expected.view(50, module.n_critic + 1)
+    torch.testing.assert_close(
+        torch.stack([values[0] for values in module._critic_window]), per_step[:, :-1].flatten(), rtol=1e-7, atol=1e-9
+    )
+    torch.testing.assert_close(torch.stack(module._generator_window), per_step[:, -1], rtol=1e-7, atol=1e-9)
+
+
 class Branching(Critic):
     """A critic that no compiler can follow."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 #: Points and value surfaces are drawn over [-EXTENT, EXTENT] in both directions, surfaces on SURFACE x SURFACE values.
-EXTENT, SURFACE = 3.0, 128
+EXTENT, SURFACE = 3.0, 64
 
 
 def save_samples(fake: Tensor, path: Path, *, real: Tensor | None = None, critic: nn.Module | None = None) -> None:

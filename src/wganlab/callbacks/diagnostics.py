@@ -14,8 +14,8 @@ from wganlab.networks.layers import evaluating
 class CriticDiagnostics(Callback):
     """``critic/gradient_norm`` and ``critic/weights_at_bound``, every so many generator steps, for every method.
 
-    The first is the mean slope of the critic at random interpolates between real and generated images (1 is what
-    the gradient penalty aims at), measured in inference mode; the second the share of weights at the bound.
+    The first is the mean slope of the critic at up to 64 random interpolates between real and generated images (1 is
+    what the gradient penalty aims at), measured in inference mode; the second the share of weights at the bound.
     Every ``histograms_every`` steps, loggers that can show them receive a histogram of each layer's weights.
     """
 
@@ -26,7 +26,7 @@ class CriticDiagnostics(Callback):
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            self._measure(trainer, module, module.scaled(batch[-1]))
+            self._measure(trainer, module, module.scaled(batch[-1, :64]))
         if is_due(trainer, self.histograms_every):
             self._log_histograms(trainer, module)
 
