@@ -189,9 +189,10 @@ def table(found: dict[str, Any]) -> str:
         "of the roof",
     ]  # fmt: skip
     machine, roof = found["machine"], found["roofline"]
+    made = dict.fromkeys(f"`{row['command']}` at {row['commit']}" for row in found["rows"])
     return "\n".join(
         [
-            f"Real images per second; made by `make bench{found['arguments']}` at {found['commit']}.",
+            f"Real images per second; made by {', '.join(made)}.",
             f"{machine}.",
             f"Roof: {roof['matmul']:.0f} GFLOP/s in matrix products, {roof['convolution']:.0f} in convolutions.",
             "Ratios are medians over turns, ± their median absolute deviation.",
@@ -216,6 +217,13 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+def other_rows(results: Path, cells: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What was measured before on this machine, of other workloads and losses."""
+    before = json.loads(results.read_text()) if results.exists() else {}
+    rows = before["rows"] if before.get("machine") == machine() else []
+    return [row for row in rows if (row["workload"], row["loss"]) not in cells]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
@@ -226,21 +234,17 @@ def main() -> None:
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave out the compiled loops")
     parser.add_argument("--name", default="cpu", help="of the results")
     options = parser.parse_args()
-    found: dict[str, Any] = {
-        "machine": machine(),
-        "commit": commit() or "no commit",
-        "arguments": f" ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else "",
-        "roofline": roofline(),
-        "rows": [],
-    }
+    cells = [(name, loss) for name in options.workloads for loss in options.losses]
+    command = f"make bench ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else "make bench"
+    found = {"machine": machine(), "roofline": roofline(), "rows": other_rows(RESULTS / f"{options.name}.json", cells)}
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder))
-        for name in options.workloads:
-            for loss in options.losses:
-                found["rows"].append(measure(WORKLOADS[name], loss, Path(folder), options))
-                RESULTS.mkdir(exist_ok=True)
-                (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-                (RESULTS / f"{options.name}.md").write_text(table(found))
+        for name, loss in cells:
+            row = measure(WORKLOADS[name], loss, Path(folder), options)
+            found["rows"].append(row | {"command": command, "commit": commit() or "no commit"})
+            found["rows"].sort(key=lambda row: (list(WORKLOADS).index(row["workload"]), LOSSES.index(row["loss"])))
+            (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+            (RESULTS / f"{options.name}.md").write_text(table(found))
     print(table(found))
 
 

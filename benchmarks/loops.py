@@ -186,6 +186,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
 
     critic_gradients, generator_gradients = plain(critic_loss, of_critic), plain(generator_loss, of_generator)
     if compiled:
+        torch.compiler.reset()  # loops compiled before count against a limit
         torch._dynamo.config.trace_autograd_ops = True
         critic_gradients = torch.compile(critic_gradients, fullgraph=True, dynamic=False)
         generator_gradients = torch.compile(generator_gradients, fullgraph=True, dynamic=False)

@@ -5,6 +5,7 @@ All by ``wganlab train loss=wgan_gp``. Writes results/scaling.md and scaling.svg
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,21 @@ def report_peak(arguments: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+def start_up() -> float:
+    """Seconds from the command to the row of the first generator step; median of three."""
+    took = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["train", "dataset=digits", "steps=2", "log_every=1", f"hydra.run.dir={folder}/run"]
+            started = time.perf_counter()
+            process = subprocess.Popen([sys.executable, "-m", "wganlab", *command], stdout=subprocess.DEVNULL)
+            while not Path(folder, "run", "metrics.csv").exists() and process.poll() is None:
+                time.sleep(0.01)
+            took.append(time.perf_counter() - started)
+            process.wait()
+    return statistics.median(took)
+
+
 def sweep_seconds(*launcher: str) -> float:
     """Wall time of four runs of 300 steps on digits."""
     with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +133,7 @@ def main() -> None:
         f"- peak memory: {', '.join(f'{n:,} images {mib:,.0f} MiB' for n, mib in memory.items())}: "
         f"{per_image / 784:.2f} bytes per pixel beside a constant",
         f"- a sweep of 4 runs x 300 steps: {one:.0f} s one after the other, {two:.0f} s with joblib and two workers",
+        f"- from the command to the first generator step, dataset=digits: {start_up():.1f} s",
         f"- each further job of a sweep spends {per_job_overhead():.2f} s outside training",
         "",
     ]  # fmt: skip

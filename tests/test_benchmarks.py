@@ -1,0 +1,58 @@
+"""The benchmarks run: every loop on every workload with narrow networks, and one table from end to end."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench
+from benchmarks.loops import TRICKS, bare, textbook
+from benchmarks.workloads import LOSSES, WORKLOADS, Workload, write_images
+
+NARROW = {
+    "toy": ("model.generator.hidden=[8]", "model.critic.hidden=[8]"),
+    "s2_mlp": ("model.generator.hidden=[8]", "model.critic.hidden=[8]"),
+    "s1_dcgan": ("model.generator.n_filters=8", "model.critic.n_filters=4", "batch_size=8"),
+    "s3_upsample": ("model.generator.n_filters=8", "model.critic.n_filters=4", "batch_size=8"),
+}
+
+
+def narrow(name: str) -> Workload:
+    """A workload with networks that take no time."""
+    return dataclasses.replace(WORKLOADS[name], overrides=(*WORKLOADS[name].overrides, *NARROW[name]))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    return folder
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_loops_yield_the_images_of_a_generator_step(name: str, loss: str, images: Path) -> None:
+    settings = narrow(name).config(loss, images)
+    seen = settings.batch_size * settings.loss.n_critic
+    for _ in range(2):  # the second finds the decoded images of the first
+        assert next(textbook(settings, images)) == next(bare(settings)) == seen
+    for trick in TRICKS if loss == "wgan_gp" else ():
+        assert next(bare(settings, without=trick)) == seen
+
+
+def test_bench_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "WORKLOADS", {"toy": narrow("toy")})
+    quick = "--workloads toy --losses gan --turns 1 --seconds 0.01 --spread 1 --no-compile"
+    monkeypatch.setattr(sys, "argv", ["bench", *quick.split()])
+    bench.main()
+    (row,) = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert set(row["rates"]) == {"textbook", "bare", "wganlab"}
+    assert all(rate > 0 for rates in row["rates"].values() for rate in rates)
+    text = (tmp_path / "cpu.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 3
+    assert len({line.count("|") for line in lines}) == 1, "a ragged table"
+    assert quick in text
