@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from wganlab.accelerator import fastest_exact_matmul
+from wganlab.accelerator import fastest_exact_matmul, keep_freed_memory
 from wganlab.build import build_module, construct
 from wganlab.data.toys import Gaussians8
 from wganlab.lipschitz import PiecewiseLinear
@@ -78,6 +78,13 @@ def textbook_data(config: DictConfig, data: Path) -> Iterator[tuple[Tensor, int]
     return chain.from_iterable(repeat(loader))
 
 
+def use_torchs_dropout(network: nn.Module) -> None:
+    """In place of wganlab's."""
+    for layer in network.modules():
+        if isinstance(layer, Dropout):
+            layer.__class__ = nn.Dropout  # type: ignore[assignment]
+
+
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     """As in every tutorial."""
     alpha = torch.rand(real.size(0), *[1] * (real.dim() - 1))
@@ -93,16 +100,15 @@ def textbook(config: DictConfig, data: Path) -> Iterator[int]:
     """A script from the web: PyTorch's defaults, and no thought for what is computed in vain."""
     module = build_module(config, construct(config, "dataset"))
     generator, critic = module.generator, module.critic
-    for layer in critic.modules():
-        if isinstance(layer, Dropout):
-            layer.__class__ = nn.Dropout  # type: ignore[assignment]
+    use_torchs_dropout(critic)
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=False)
     loss, n_critic, latent_dim = config.loss, config.loss.n_critic, config.model.latent_dim
     weight, bound = loss.lipschitz.get("weight"), loss.lipschitz.get("bound")
     adversarial = nn.BCEWithLogitsLoss()
     plain_gan = not (weight or bound)
     for i, (real, _) in enumerate(textbook_data(config, data), start=1):
-        torch.set_float32_matmul_precision("highest")  # the bare loop, which takes turns with this one, may set another
+        torch.set_float32_matmul_precision("highest")  # the bare loop, which takes turns with this one, sets others
+        keep_freed_memory(False)
         optimizer_c.zero_grad()
         fake = generator(torch.randn(real.size(0), latent_dim))
         if weight:
@@ -141,7 +147,10 @@ def resident(config: DictConfig) -> Callable[[], Tensor]:
     return lambda: images[next(order)].float().div_(127.5).sub_(1)
 
 
-TRICKS = ("own gradients only", "one pass", "constant slopes", "fused Adam", "channels last")
+TRICKS = (
+    "own gradients only", "one pass", "constant slopes", "fused Adam",
+    "channels last", "uniform dropout", "kept memory",
+)  # fmt: skip
 
 
 def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> Iterator[int]:
@@ -150,6 +159,8 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     if without != "channels last":
         module = module.to(memory_format=torch.channels_last)
     generator, critic, objective = module.generator, module.critic, module.objective
+    if without == "uniform dropout":
+        use_torchs_dropout(critic)
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=without != "fused Adam")
     wasteful, one_pass = without == "own gradients only", critic.one_by_one and without != "one pass"
     constant_slopes = nullcontext() if compiled or without == "constant slopes" else PiecewiseLinear()
@@ -193,6 +204,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     draw = resident(config)
     while True:
         torch.set_float32_matmul_precision(fastest_exact_matmul())
+        keep_freed_memory(without != "kept memory")
         for _ in range(n_critic):
             descend(optimizer_c, critic_gradients, of_critic, draw(), torch.randn(size, latent_dim))
             if bound:

@@ -38,7 +38,7 @@ class Noise:
 
 
 def images_per_second(*overrides: str, seconds: float = 4.0) -> float:
-    """Of ``wganlab train`` without observers, over about so many seconds after the first steps."""
+    """Of ``wganlab train`` without observers, over about so many seconds, from the first step on."""
     rates: list[float] = []
     steps = 6
     while True:
@@ -81,10 +81,12 @@ def start_up() -> float:
             command = ["train", "dataset=digits", "steps=2", "log_every=1", f"hydra.run.dir={folder}/run"]
             started = time.perf_counter()
             process = subprocess.Popen([sys.executable, "-m", "wganlab", *command], stdout=subprocess.DEVNULL)
-            while not Path(folder, "run", "metrics.csv").exists() and process.poll() is None:
+            rows = Path(folder, "run", "metrics.csv")
+            while not (rows.exists() and rows.read_text().count("\n") > 1) and process.poll() is None:
                 time.sleep(0.01)
             took.append(time.perf_counter() - started)
-            process.wait()
+            if process.wait():
+                raise RuntimeError("the run has failed")
     return statistics.median(took)
 
 

@@ -7,8 +7,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.bench import RESULTS, machine, rate
+from benchmarks.bench import RESULTS, machine
 from benchmarks.loops import TRICKS, bare
+from benchmarks.turns import rate
 from benchmarks.workloads import WORKLOADS, write_images
 from wganlab.train import commit
 
@@ -23,7 +24,7 @@ def main() -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder))
-        for name in ("toy", "s2_mlp", "s3_upsample"):
+        for name in WORKLOADS:
             slow, config = WORKLOADS[name].slow, WORKLOADS[name].config("wgan_gp", Path(folder))
             loops = {without: bare(config, without=without) for without in ("", *TRICKS)}
             for loop in loops.values():

@@ -105,17 +105,19 @@ def fastest_exact_matmul() -> Literal["highest", "medium"]:
     return "medium" if error < 1e-5 and best["medium"] * 1.2 < best["highest"] else "highest"
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Have malloc keep what is freed for the next tensor of that size, where it is GNU's.
 
-    It would give large blocks back to the system, which clears them page by page when the next step asks again: a
-    twentieth of a step of convolutions.
+    It would give large blocks back to the system, which clears them page by page when the next step asks again
+    (benchmarks/results/tricks.md has what that costs). Without ``keep`` its limits are those that it arrives at by
+    itself.
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+    m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**25  # of malloc.h; older versions accept no more than that
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 2**30)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        if not (keep and mallopt(m_mmap_threshold, 2**30)):
+            mallopt(m_mmap_threshold, most)
+        mallopt(m_trim_threshold, 2**31 - 1 if keep else 2 * most)
 
 
 def quiet_lightning() -> None:

@@ -16,7 +16,7 @@ from wganlab.adversarial import AdversarialModule
 
 Compile = Literal["auto", "on", "off"]
 #: "auto" tries only where a run makes as many critic steps: on two cores, warming up is repaid after some 10,000 of the
-#: MLPs' (benchmarks/README.md).
+#: MLPs' (`compile_seconds` and rates in benchmarks/results/cpu.json).
 AUTO_CRITIC_STEPS = 20_000
 #: "auto" keeps what is faster by at least this factor, measured side by side.
 GAIN = 1.03

@@ -14,8 +14,9 @@ from wganlab.networks.layers import evaluating
 class CriticDiagnostics(Callback):
     """``critic/gradient_norm`` and ``critic/weights_at_bound``, every so many generator steps, for every method.
 
-    The first is the mean slope of the critic at up to 64 random interpolates between real and generated images (1 is
-    what the gradient penalty aims at), measured in inference mode; the second the share of weights at the bound.
+    The first is the mean slope of the critic at random interpolates between real and generated images (1 is what the
+    gradient penalty aims at), measured in inference mode, at 64 where each is scored by itself; the second the share of
+    weights at the bound.
     Every ``histograms_every`` steps, loggers that can show them receive a histogram of each layer's weights.
     """
 
@@ -26,7 +27,8 @@ class CriticDiagnostics(Callback):
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            self._measure(trainer, module, module.scaled(batch[-1, :64]))
+            n = 64 if getattr(module.critic, "one_by_one", False) else len(batch[-1])
+            self._measure(trainer, module, module.scaled(batch[-1, :n]))
         if is_due(trainer, self.histograms_every):
             self._log_histograms(trainer, module)
 

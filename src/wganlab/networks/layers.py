@@ -89,7 +89,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout with masks from uniform numbers: on a CPU torch's own draws take more than twice as long."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p and x.device.type == "cpu"):
+        if not (self.training and 0 < self.p < 1 and x.device.type == "cpu"):
             return super().forward(x)
         kept = torch.rand_like(x, dtype=torch.float32) >= self.p  # bf16 numbers are too coarse for a probability
         return x * kept.to(x.dtype).div_(1 - self.p)
