@@ -146,17 +146,6 @@ def test_what_cannot_be_compiled_rightly_trains_plainly(
     assert compiled == losses(tmp_path / "off", "compile=off", *own)
 
 
-@pytest.mark.slow
-def test_every_job_of_a_sweep_is_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """torch gives up on a function that it has compiled too often, and the jobs of a sweep share the process."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for job in ("first", "second"):
-        losses(tmp_path / job, "compile=on", "steps=2", *TOY)
-    assert capsys.readouterr().out.count("compiled in") == 2
-
-
 def test_short_runs_are_not_compiled_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     losses(tmp_path, "steps=3", *TOY)
     assert "compil" not in capsys.readouterr().out

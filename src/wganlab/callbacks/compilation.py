@@ -82,7 +82,6 @@ def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Grad
     if module.scaler is not None:
         raise ValueError("fp16 losses are scaled by a factor that changes")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
-    torch.compiler.reset()  # what earlier jobs of a sweep have compiled counts against a limit of eight
     torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
     compiled = {}
     for name in ("critic", "generator"):
