@@ -35,35 +35,36 @@ def measure(workload: Workload, loss: str, data: Path, options: argparse.Namespa
     next(loops["textbook"])
     with Flops() as counter:
         images = next(loops["bare"])
-    steps = budget(workload, images, rate(loops["bare"], 1.0), options.seconds)
+    arguments = [
+        *workload.arguments(loss, data),
+        budget(workload, options.seconds * rate(loops["bare"], 1.0) / images),
+    ]
     row: dict[str, Any] = {
         "workload": workload.name,
         "loss": loss,
-        "rates": {"wganlab": train_in_turns([*workload.arguments(loss, data), steps, "compile=off"], loops)},
+        "rates": {"wganlab": train_in_turns([*arguments, "compile=off"], loops)},
         "gflop_per_image": counter.total / images / 1e9,
         "roof": roof,
     }
-    again = [*workload.arguments(loss, data), steps]
     if workload.slow:
         del loops["bare"]
-        row["rates"]["wganlab bf16"] = train_in_turns([*again, "compile=off", "precision=bf16"], loops)
+        row["rates"]["wganlab bf16"] = train_in_turns([*arguments, "compile=off", "precision=bf16"], loops)
     elif options.compile:
         loops["bare"] = bare(config, compiled=True)
         started = time.perf_counter()
         next(loops["bare"])
         row["compile_seconds"] = time.perf_counter() - started
-        row["rates"]["wganlab compiled"] = train_in_turns([*again, "compile=on"], loops)
+        row["rates"]["wganlab compiled"] = train_in_turns([*arguments, "compile=on"], loops)
     print(line(row), flush=True)
     return row
 
 
-def budget(workload: Workload, images: int, rate: float, seconds: float) -> str:
-    """A budget of about so many seconds, given the images of a step and images per second.
+def budget(workload: Workload, steps: float) -> str:
+    """A budget of about so many steps.
 
     A fast workload makes 500 steps or a multiple, so that every picture and evaluation counts. A slow one makes a few,
     and what happens every 20 or 500 steps is left out, below a hundredth there.
     """
-    steps = seconds * rate / images
     return f"steps={max(8, round(steps)) if workload.slow else 500 * max(1, round(steps / 500))}"
 
 

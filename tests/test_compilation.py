@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from benchmarks.loops import gradient_penalty, optimizers
 from tests.conftest import config
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct
@@ -54,15 +56,10 @@ def test_compiled_training_is_plain_training(
     assert torch.allclose(torch.tensor(compiled), torch.tensor(plain), rtol=1e-6, atol=1e-8)
 
 
-def plain_losses(loss: str, module: AdversarialModule, lr: float, reals: list[Tensor]) -> list[float]:
+def plain_losses(loss: str, settings: DictConfig, module: AdversarialModule, reals: list[Tensor]) -> list[float]:
     """Critic and generator losses of a loop with nothing but torch's defaults, written out by hand."""
     generator, critic, bce = module.generator, module.critic, nn.BCEWithLogitsLoss()
-    kinds = {
-        "gan": lambda p: torch.optim.Adam(p, lr, betas=(0.5, 0.999)),
-        "wgan_clip": lambda p: torch.optim.RMSprop(p, lr),
-        "wgan_gp": lambda p: torch.optim.Adam(p, lr, betas=(0.0, 0.9)),
-    }
-    step_generator, step_critic = (kinds[loss](network.parameters()) for network in (generator, critic))
+    step_generator, step_critic = optimizers(settings, generator, critic, fused=False)
     losses = []
     for batches in reals:
         for real in batches:
@@ -73,10 +70,7 @@ def plain_losses(loss: str, module: AdversarialModule, lr: float, reals: list[Te
             else:
                 of_critic = fooled.mean() - scores.mean()
             if loss == "wgan_gp":
-                alpha = torch.rand(len(real), 1, 1, 1)
-                between = (alpha * real + (1 - alpha) * fake).requires_grad_()
-                slope = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0].flatten(1).norm(dim=1)
-                of_critic = of_critic + 10 * ((slope - 1) ** 2).mean()
+                of_critic = of_critic + 10 * gradient_penalty(critic, real, fake)
             step_critic.zero_grad()
             of_critic.backward()
             step_critic.step()
@@ -109,7 +103,7 @@ def test_fifty_steps_are_those_of_a_plain_loop(loss: str) -> None:
     for batches in reals:
         module.alternate(batches, *optimizers)
     torch.manual_seed(0)
-    written_out = plain_losses(loss, plain, settings.loss.optimizer.critic.lr, reals)
+    written_out = plain_losses(loss, settings, plain, reals)
     expected = torch.tensor(written_out, dtype=torch.float64)
     per_step = expected.view(50, module.n_critic + 1)
     torch.testing.assert_close(

@@ -109,8 +109,8 @@ def keep_freed_memory(keep: bool = True) -> None:
     """Have malloc keep what is freed for the next tensor of that size, where it is GNU's.
 
     It would give large blocks back to the system, which clears them page by page when the next step asks again
-    (benchmarks/results/tricks.md has what that costs). Without ``keep`` its limits are those that it arrives at by
-    itself.
+    (``python -m benchmarks.tricks`` measures what that costs). Without ``keep`` its limits are those that it arrives
+    at by itself.
     """
     m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**25  # of malloc.h; older versions accept no more than that
     with contextlib.suppress(AttributeError, OSError, TypeError):
