@@ -80,11 +80,11 @@ class Flops(TorchDispatchMode):
         return result
 
 
-def compared(turns: list[dict[str, float]], other: str) -> str:
-    """wganlab / other: the ratio of mean rates, ± the standard error of the ratio over turns."""
-    ratios = [turn["wganlab"] / turn[other] for turn in turns]
+def compared(turns: list[dict[str, float]], other: str, program: str = "wganlab") -> str:
+    """program / other: the ratio of mean rates, ± the standard error of the ratio over turns."""
+    ratios = [turn[program] / turn[other] for turn in turns]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else math.nan
-    return f"{mean(turns, 'wganlab') / mean(turns, other):.2f} ± {error:.2f}"
+    return f"{mean(turns, program) / mean(turns, other):.2f} ± {error:.2f}"
 
 
 def mean(turns: list[dict[str, float]], program: str) -> float:

@@ -4,12 +4,13 @@ All by ``wganlab train loss=wgan_gp``. Writes results/scaling.md and scaling.svg
 """
 
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,24 @@ class Noise:
         return None
 
 
-def images_per_second(*overrides: str, seconds: float = 4.0) -> float:
-    """Of ``wganlab train`` without observers, over about so many seconds, from the first step on."""
-    rates: list[float] = []
-    steps = 6
-    while True:
-        config = without_hydra(
-            compose_config("train", ["callbacks=none", "logger=csv", "log_every=2", f"steps={steps}", *overrides])
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            summary = fit(config, Path(folder))
-        rates.append(summary["images_per_second"])
-        if summary["seconds"] > seconds or len(rates) > 2:
-            return rates[-1]
-        steps = max(steps + 1, round(steps * 1.5 * seconds / summary["seconds"]))
+def train(steps: int, *overrides: str) -> dict[str, Any]:
+    """The summary of ``wganlab train`` without observers."""
+    arguments = ["callbacks=none", "logger=csv", "log_every=2", f"steps={steps}", *overrides]
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(without_hydra(compose_config("train", arguments)), Path(folder))
+
+
+def curve(of: Callable[[int], Sequence[str]], values: Sequence[int], *, seconds: float = 3.0) -> dict[int, float]:
+    """Images per second with the overrides of each value: medians of three runs of so many seconds, in turns."""
+    steps = {}
+    for value in values:
+        short = train(6, *of(value))
+        steps[value] = max(6, round(6 * seconds / short["seconds"]))
+    rates: dict[int, list[float]] = {value: [] for value in values}
+    for _ in range(3):
+        for value in values:
+            rates[value].append(train(steps[value], *of(value))["images_per_second"])
+    return {value: statistics.median(measured) for value, measured in rates.items()}
 
 
 def noise(n: int) -> list[str]:
@@ -70,7 +75,9 @@ def report_peak(arguments: str) -> None:
     """Train, and print the peak of resident memory in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         fit(without_hydra(compose_config("train", json.loads(arguments))), Path(folder))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # not getrusage: a new process inherits the peak of the one that started it
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(int(peak[1]) / 1024 if peak else "nan")
 
 
 def start_up() -> float:
@@ -118,9 +125,9 @@ def per_job_overhead() -> float:
 def main() -> None:
     conv = ["model=upsample_dcgan", "batch_size=64", "loss.n_critic=1"]
     curves: dict[str, dict[int, float]] = {
-        "batch size, S2 MLP": {n: images_per_second(f"batch_size={n}") for n in (16, 64, 256, 1024)},
-        "image side, S3 pair": {n: images_per_second(*conv, f"dataset.size={n}") for n in (16, 32, 64)},
-        "images in the data set, S2 MLP": {n: images_per_second(*noise(n)) for n in (1000, 10_000, 60_000)},
+        "batch size, S2 MLP": curve(lambda n: [f"batch_size={n}"], (16, 64, 256, 1024)),
+        "image side, S3 pair": curve(lambda n: [*conv, f"dataset.size={n}"], (16, 32, 64)),
+        "images in the data set, S2 MLP": curve(noise, (1000, 10_000, 60_000)),
     }
     memory = {n: peak_memory(n) for n in (1000, 60_000, 240_000)}
     per_image = (memory[240_000] - memory[1000]) * 2**20 / 239_000
@@ -130,7 +137,7 @@ def main() -> None:
         "",
         "| images/s against | |",
         "|---|---|",
-        *(f"| {name} | {', '.join(f'{n:,}: {v:,.0f}' for n, v in curve.items())} |" for name, curve in curves.items()),
+        *(f"| {name} | {', '.join(f'{n:,}: {v:,.0f}' for n, v in rates.items())} |" for name, rates in curves.items()),
         "",
         f"- peak memory: {', '.join(f'{n:,} images {mib:,.0f} MiB' for n, mib in memory.items())}: "
         f"{per_image / 784:.2f} bytes per pixel beside a constant",
@@ -145,14 +152,16 @@ def main() -> None:
 
 
 def draw(curves: dict[str, dict[int, float]]) -> None:
-    """The three curves, each relative to its best."""
+    """The three curves."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes: Any = figure.subplots(1, len(curves))
-    for ax, (name, curve) in zip(axes, curves.items(), strict=True):
-        ax.plot(list(curve), list(curve.values()), marker="o")
-        ax.set(xscale="log", xlabel=name, ylabel="images/s", ylim=(0, None))
+    for ax, (name, rates) in zip(axes, curves.items(), strict=True):
+        ax.plot(list(rates), list(rates.values()), marker="o")
+        ax.set(xscale="log", xlabel=name, ylabel="images/s", ylim=(0, 1.1 * max(rates.values())))
+        ax.set_xticks(list(rates), labels=[f"{n:,}" for n in rates])
+        ax.minorticks_off()
     figure.savefig(RESULTS / "scaling.svg", metadata={"Date": None})
 
 

@@ -3,11 +3,10 @@
 Writes results/tricks.md.
 """
 
-import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.bench import RESULTS, machine
+from benchmarks.bench import RESULTS, compared, machine
 from benchmarks.loops import TRICKS, bare
 from benchmarks.turns import rate
 from benchmarks.workloads import WORKLOADS, write_images
@@ -17,7 +16,7 @@ from wganlab.train import commit
 def main() -> None:
     lines = [
         f"Made by `python -m benchmarks.tricks` at {commit()}. {machine()}.",
-        "wgan_gp: speed with all tricks over speed without the one named; medians over turns, ± largest deviation.",
+        "wgan_gp: speed with all tricks over speed without the one named, in turns, ± the standard error over turns.",
         "",
         "| workload | " + " | ".join(TRICKS) + " |",
         "|---|" + "---:|" * len(TRICKS),
@@ -29,12 +28,11 @@ def main() -> None:
             loops = {without: bare(config, without=without) for without in ("", *TRICKS)}
             for loop in loops.values():
                 next(loop)
-            turns = [{without: rate(loop, 1.5) for without, loop in loops.items()} for _ in range(2 if slow else 3)]
-            cells = []
-            for trick in TRICKS:
-                gains = [turn[""] / turn[trick] for turn in turns]
-                middle = statistics.median(gains)
-                cells.append(f"{middle:.2f} ± {max(abs(gain - middle) for gain in gains):.2f}")
+            turns: dict[str, list[dict[str, float]]] = {trick: [] for trick in TRICKS}
+            for _ in range(5 if slow else 20):
+                for trick in TRICKS:
+                    turns[trick].append({without: rate(loops[without], 0.5) for without in (trick, "")})
+            cells = [compared(turns[trick], trick, "") for trick in TRICKS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
             RESULTS.mkdir(exist_ok=True)
