@@ -57,7 +57,7 @@ def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
         (["report", "nowhere"], "nowhere: does not exist"),
         (["report", "."], ".: holds no run"),
         (["report"], "the following arguments are required: PATH"),
-        (["fly"], "unknown command fly: allowed are train, study, report, sample"),
+        (["fly"], "unknown command fly: allowed are train, study, evaluate, report, sample"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_code_2(arguments: list[str], expected: str, tmp_path: Path) -> None:

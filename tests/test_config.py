@@ -34,6 +34,12 @@ def test_every_choice_builds(group: str, choice: str, monkeypatch: pytest.Monkey
         with pytest.raises(ConfigError, match="allowed here: auto, cpu"):
             check(config(*overrides))
         return
+    if choice == "inception":
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+        with pytest.raises(ConfigError, match=r"extractor\.weights=null: cannot download"):
+            check(config(*overrides))
+        return
     check(config(*overrides))
 
 

@@ -271,7 +271,7 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["loaded"]
     assert seen["rows"] == 3
     assert "completed" in seen["cells"]
-    assert len(seen["figures"]) == 6 + 3, "six learning curves and three histograms"
+    assert len(seen["figures"]) == 7 + 3, "seven learning curves and three histograms"
     assert min(seen["figures"]) > 100
     assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
 

@@ -24,7 +24,7 @@ def test_run_folder_is_the_contract(loss: str, run_of: Callable[[str], Path]) ->
     run = run_of(loss)
     generated = {"generated"}  # of wganlab sample, when its tests have come first
     assert {path.name for path in run.iterdir()} - generated == {
-        ".hydra", "status.json", "metrics.csv", "summary.json", "samples", "checkpoints", "wandb",
+        ".hydra", "status.json", "metrics.csv", "protocol.json", "summary.json", "samples", "checkpoints", "wandb",
     }  # fmt: skip
     assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_{step:08d}.png" for step in (0, 6, 12)]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -74,7 +74,7 @@ def test_a_fixed_source_is_drawn_once_with_its_labels() -> None:
 
 def stream(n_critic: int = 2, steps: int = 50, seed: int = 5) -> EndlessStream:
     options = {"batch_size": 3, "n_critic": n_critic, "steps": steps, "seed": seed}
-    return EndlessStream(Gaussians8().draw, device=torch.device("cpu"), **options)
+    return EndlessStream(Gaussians8(), device=torch.device("cpu"), **options)
 
 
 def test_an_endless_stream_never_repeats_and_continues_where_it_was() -> None:

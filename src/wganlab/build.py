@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
@@ -41,6 +41,8 @@ def settings(
     log_every: PositiveInt,
     compile: Compile,
     precision: Precision,
+    hold_out: NonNegativeInt = 0,  # runs of earlier versions do without
+    extractor: Mapping | None = None,
 ) -> None:
     """The keys of conf/train.yaml and what they may be: its schema."""
 
@@ -105,9 +107,16 @@ def check(config: DictConfig) -> None:
     source = construct(config, "dataset")
     with objections(config, "dataset"):
         length, _ = size(source), tuple(source.shape)
-    if length is not None and config.batch_size > length:
-        raise ConfigError("batch_size", f"={config.batch_size}: must be at most the {length} samples of the data set")
+    held_out = config.get("hold_out", 0)
+    if length is None and held_out:
+        raise ConfigError("hold_out", f"={held_out}: the data set is endless: all that it draws is fresh")
+    if length is not None and config.batch_size > length - held_out:
+        what = "data set" if not held_out else f"data set less hold_out={held_out}"
+        allowed = f"must be at most the {max(0, length - held_out)} samples of the {what}"
+        raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
     construct(config, "accelerator", max_steps=1)
+    if config.get("extractor"):
+        construct(config, "extractor")  # else what it objects to would be said of callbacks
     for name, callback in construct(config, "callbacks").items():
         if not isinstance(callback, Callback | None):
             raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")

@@ -15,6 +15,8 @@ HELP = """wganlab: train GANs that differ in exactly one declared thing, and see
                    or continue a stopped one:  wganlab train run=PATH
   wganlab study    run all arms of a study of experiments/, and compare them
                    wganlab study s2_mlp_mnist dataset.root=data
+  wganlab evaluate all scores of a trained generator, and what its critic is like
+                   wganlab evaluate run=outputs/2026-01-31/12-00-00_digits_wgan_gp
   wganlab report   compare runs and sweeps: results.csv and a self-contained index.html
                    wganlab report outputs/2026-01-31/12-00-00_sweep
   wganlab sample   images and a latent interpolation from a trained generator
@@ -117,25 +119,41 @@ def resume(arguments: Sequence[str]) -> None:
 
 def study(arguments: Sequence[str]) -> None:
     """Sweep the arms of a study, and compare them."""
-    from wganlab.study import arm_names, find_study, multirun, read_study, studies
+    from wganlab.study import arm_names, find_study, multirun, publish, read_study, studies, verdicts
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "--list"):
         print(
-            "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed= name\n"
+            "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=\n"
+            "name, compares them, and decides the claims of the study\n"
         )
         for name, folder in studies().items():
-            print(f"{name}: {read_study(folder)['question']}\n    arms={','.join(arm_names(folder))}")
+            content = read_study(folder)
+            print(f"{name}: {content['question']}\n    arms={','.join(arm_names(folder))}")
+            if content.get("budgets"):
+                print(f"    budget={','.join(content['budgets'])}")
         return
     if flags := [argument for argument in arguments if argument.startswith("-")]:
         sys.exit(refuse(f"{' '.join(flags)}: a study takes key=value only"))
-    sweep_arguments, sweep_dir = multirun(find_study(arguments[0]), arguments[1:])
+    folder = find_study(arguments[0])
+    sweep_arguments, sweep_dir = multirun(folder, arguments[1:])
     code: int | str | None = 0
     try:
         train(sweep_arguments)
     except SystemExit as incomplete:  # what there is of a study is worth a page, too
         code = incomplete.code
     if any(Path(sweep_dir).rglob("metrics.csv")):
-        report([sweep_dir])
+        from wganlab.report.page import write_report
+        from wganlab.runs import find_runs
+
+        runs = find_runs([sweep_dir])
+        found = verdicts(folder, runs)
+        write_report(runs, Path(sweep_dir), question=read_study(folder)["question"], verdicts=found)
+        for verdict in found:
+            print(f"{verdict.explained}: {verdict.claim.says} ({verdict.claim.source})")
+            print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
+        print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(sweep_dir)}/index.html")
+        if found and any((run.folder / "wandb").is_dir() for run in runs):
+            publish(Path(sweep_dir), runs, found)
     if code:
         sys.exit(code)
 
@@ -162,24 +180,39 @@ def report(arguments: Sequence[str]) -> None:
     print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html")
 
 
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score a trained generator."""
+    if explains("evaluate", "writes the scores of a checkpoint, and their protocol, to evaluation/", arguments):
+        return
+    from wganlab.evaluate import main
+
+    main(arguments)
+
+
 def sample(arguments: Sequence[str]) -> None:
     """Draw from a trained generator."""
-    if {"-h", "--help"} & set(arguments):
-        from wganlab.config import conf_dir
-
-        print(
-            "wganlab sample key=value ...: writes samples.png, interpolation.png and images/ (points.csv of points)\n"
-        )
-        print((conf_dir() / "sample.yaml").read_text(), end="")
+    if explains("sample", "writes samples.png, interpolation.png and images/ (points.csv of points)", arguments):
         return
     from wganlab.sample import main
 
     main(arguments)
 
 
+def explains(command: str, what: str, arguments: Sequence[str]) -> bool:
+    """Whether help was asked for, and given: what a command does, and its keys."""
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    from wganlab.config import conf_dir
+
+    print(f"wganlab {command} key=value ...: {what}\n")
+    print((conf_dir() / f"{command}.yaml").read_text(), end="")
+    return True
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "study": study,
+    "evaluate": evaluate,
     "report": report,
     "sample": sample,
 }

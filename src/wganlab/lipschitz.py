@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from wganlab.networks.layers import evaluating
 
 NormOver = Literal["image", "pixel", "batch"]
+AlphaPer = Literal["image", "batch"]
 
 #: Their scale and shift normalise activations and are no weights of the critic's function class: clipping a scale
 #: of 1 to 0.01 would shrink every layer a hundredfold.
@@ -61,9 +62,14 @@ class WeightClipping(Unconstrained):
             parameter.clamp_(-self.bound, self.bound)
 
 
-def interpolate(real: Tensor, fake: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """alpha * real + (1 - alpha) * fake with one alpha ~ U[0, 1) per image (WGAN-GP, Algorithm 1, lines 4 and 6)."""
-    shape = (len(real),) + (1,) * (real.dim() - 1)
+def interpolate(
+    real: Tensor, fake: Tensor, *, alpha_per: AlphaPer = "image", generator: torch.Generator | None = None
+) -> Tensor:
+    """alpha * real + (1 - alpha) * fake with alpha ~ U[0, 1) (WGAN-GP, Algorithm 1, lines 4 and 6).
+
+    One alpha per image; some published programs draw one for the whole batch.
+    """
+    shape = (len(real) if alpha_per == "image" else 1,) + (1,) * (real.dim() - 1)
     alpha = torch.rand(shape, device=real.device, generator=generator)
     return torch.lerp(fake, real, alpha.to(real.dtype))
 
@@ -114,9 +120,10 @@ class GradientPenalty(Unconstrained):
     """weight * E[(|| grad f(x^) || - target)^2] at random interpolates x^ (WGAN-GP, arXiv 1704.00028, equation 3).
 
     The norm is taken per image over all pixels and channels, and the penalty is computed in fp32 even under
-    mixed precision, whose gradients of gradients would lose it. Two faults of published programs are switches:
-    ``norm_over`` (see :func:`slopes`), and ``inference``, which passes the interpolates through a critic in
-    inference mode (running statistics, no dropout) while it scores real and generated images in training mode.
+    mixed precision, whose gradients of gradients would lose it. Three faults of published programs are switches:
+    ``norm_over`` (see :func:`slopes`), ``alpha_per`` (see :func:`interpolate`), and ``inference``, which passes the
+    interpolates through a critic in inference mode (running statistics, no dropout) while it scores real and generated
+    images in training mode.
     """
 
     def __init__(
@@ -125,15 +132,16 @@ class GradientPenalty(Unconstrained):
         weight: NonNegativeFloat = 10.0,
         target: NonNegativeFloat = 1.0,
         norm_over: NormOver = "image",
+        alpha_per: AlphaPer = "image",
         inference: bool = False,
     ) -> None:
         self.weight, self.target = weight, target
-        self.norm_over, self.inference = norm_over, inference
+        self.norm_over, self.alpha_per, self.inference = norm_over, alpha_per, inference
 
     def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar, differentiable with respect to the critic's weights."""
         with torch.autocast(real.device.type, enabled=False), evaluating(*([critic] if self.inference else [])):
             full = torch.promote_types(real.dtype, torch.float32)
-            points = interpolate(real.to(full), fake.to(full))
+            points = interpolate(real.to(full), fake.to(full), alpha_per=self.alpha_per)
             norms = slopes(critic, points, norm_over=self.norm_over, create_graph=True)
             return self.weight * (norms - self.target).square().mean()

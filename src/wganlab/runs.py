@@ -13,20 +13,25 @@ from typing import Any
 import yaml
 
 from wganlab.locks import is_locked
+from wganlab.metrics import METRICS
 from wganlab.schema import ConfigError
 
 Row = dict[str, float]
 
 
 def final_and_best(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """Last value of every metric; of losses and evaluations also the smallest, with its step."""
+    """Last value of every metric; of losses and evaluations also the best, with its step: the smallest, but where
+    :data:`wganlab.metrics.METRICS` says that higher is better."""
     final: Row = {}
     best: dict[str, dict[str, float]] = {}
     for row in rows:
         final |= row
         for key, value in row.items():
             judged = key.endswith("/loss") or (key.startswith("eval/") and not key.endswith("_real"))
-            if judged and math.isfinite(value) and (key not in best or value < best[key]["value"]):
+            if not judged or not math.isfinite(value):
+                continue
+            sign = -1 if key in METRICS and METRICS[key].better == "higher" else 1
+            if key not in best or sign * value < sign * best[key]["value"]:
                 best[key] = {"value": value, "step": row["step"]}
     return {"final": final, "best": best}
 
@@ -79,6 +84,12 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """summary.json; empty for a run that did not complete."""
         return self._mapping("summary.json", json.loads) if self.status["state"] == "completed" else {}
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """How its scores were taken; empty for a run without evaluations, or of an earlier version."""
+        known = (self.folder / "protocol.json").is_file()
+        return self._mapping("protocol.json", json.loads) if known else {}
 
     @cached_property
     def rows(self) -> list[Row]:

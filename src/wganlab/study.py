@@ -4,19 +4,33 @@ A study is a folder with study.yaml (see :func:`settings`) and arms/, a Hydra co
 arm is ``# @package _global_``: it may override whatever conf/train.yaml composes.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from wganlab.config import conf_dir
+from wganlab.report.claims import Verdict, decide, read_claims
+from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call
 
+Sweep = Mapping[str, str | int]
 
-def settings(*, question: str, sweep: Mapping[str, str | int]) -> None:
+
+def settings(
+    *,
+    question: str,
+    sweep: Sweep,
+    budgets: Mapping[str, Sweep] | None = None,
+    claims: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """The keys of study.yaml and what they may be: its schema.
 
-    ``sweep`` holds what runs unless the command line says otherwise: key -> values, as in a multirun.
+    ``sweep`` holds what runs unless the command line says otherwise: key -> values, as in a multirun; ``budgets`` are
+    named changes of it, chosen by budget=NAME. ``claims`` are sentences that the runs decide: see
+    :class:`wganlab.report.claims.Claim` for their keys.
     """
 
 
@@ -47,13 +61,23 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
     """Arguments of ``wganlab train`` that run a study, and the folder of its sweep.
 
     The command line's values stand before those of study.yaml; ``arms`` are all arms unless it names some.
+    Raises ConfigError for a budget that the study has not.
     """
     study = read_study(folder)
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     where = f"outputs/study/{folder.resolve().name}"
-    own = {"arms": ",".join(arm_names(folder)), **study["sweep"], "hydra.sweep.dir": where}
+    own = {"arms": ",".join(arm_names(folder)), **study["sweep"]}
+    if budget := given.pop("budget", None):
+        budgets = study.get("budgets") or {}
+        if budget not in budgets:
+            allowed = f"allowed are {', '.join(budgets)}" if budgets else "this study has none"
+            raise ConfigError("budget", f"={budget}: no such budget; {allowed}")
+        own |= budgets[budget]
+        where += f"_{budget}"
+    own["hydra.sweep.dir"] = where
     chosen = own | {key: given[key] for key in own if key in given}
-    rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in own]
+    apart = {*own, "budget"}
+    rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in apart]
     arguments = [f"{'+' if key == 'arms' else ''}{key}={value}" for key, value in chosen.items()]
     return ["-m", "--config-dir", str(folder), *arguments, *rest], chosen["hydra.sweep.dir"]
 
@@ -68,4 +92,34 @@ def read_study(folder: Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(str(path), ": must hold question and sweep")
     check_call(settings, content, f"{path}: ")
+    read_claims(content.get("claims") or (), arm_names(folder), str(path))
     return content
+
+
+def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
+    """What the runs of a study say of its claims."""
+    return decide(read_claims(read_study(folder).get("claims") or (), arm_names(folder), str(folder)), runs)
+
+
+def publish(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
+    """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
+    import wandb
+
+    from wganlab.loggers import WandbLogger
+    from wganlab.metrics import METRICS
+    from wganlab.report.compare import arms
+    from wganlab.report.figures import learning_curve
+
+    logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
+    if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):
+        return
+    columns = ["claim", "source", "number", "wanted", "measured", "seeds", "verdict"]
+    rows = [
+        [*(verdict.record()[key] for key in columns[:4]), verdict.measured, len(verdict.values), verdict.explained]
+        for verdict in found
+    ]
+    names = arms(runs)
+    curves = {metric: learning_curve(metric, runs, names) for metric in METRICS}
+    images = {metric: wandb.Image(curve) for metric, curve in curves.items() if curve is not None}
+    logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), **images})
+    logger.finish({verdict.claim.says: verdict.word for verdict in found}, 0)

@@ -145,7 +145,7 @@ def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dic
     saved = read_checkpoint(last) if last.exists() else None
     stream = open_stream(config, source, module.n_critic, trainer.strategy.root_device)
     module.fingerprint = stream.fingerprint()
-    announce(config, module, source, trainer)
+    announce(config, module, stream, trainer)
     if saved:
         check_continuation(saved, module.fingerprint)
     exit_code, summary = 1, None
@@ -196,24 +196,38 @@ def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch
         "steps": generator_steps(config),
         "seed": config.seed,
     }
+    if size(source) is None:
+        return EndlessStream(source, **options)
     with objections(config, "dataset"):
-        samples = None if size(source) is None else read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+        samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
     with objections(config, ""):  # broken files may have left fewer samples than a batch
-        if samples is None:
-            return EndlessStream(source.draw, **options)  # type: ignore[attr-defined]
-        return BatchStream(samples, flip=getattr(source, "flip", False), **options)
+        return BatchStream(
+            samples[kept] if len(held_out) else samples,
+            source=source,
+            labels=labels if labels is None else labels[kept],
+            held_out=samples[held_out],
+            flip=getattr(source, "flip", False),
+            **options,
+        )
 
 
-#: The samples that were read last, by the config of their data set.
-LAST_READ: dict[str, Tensor] = {}
+#: The samples and labels that were read last, by the config of their data set.
+LAST_READ: dict[str, tuple[Tensor, Tensor | None]] = {}
 
 
-def read_once(source: Source, described: str) -> Tensor:
-    """All samples of a source; the jobs of a sweep that ask for the same in one process share them."""
+def read_once(source: Source, described: str) -> tuple[Tensor, Tensor | None]:
+    """All samples of a source, and their labels; jobs of a sweep that ask for the same in one process share them."""
     if described not in LAST_READ:
         LAST_READ.clear()  # before the next are read: never two at a time
-        LAST_READ[described] = source.load()
+        LAST_READ[described] = source.load(), source.labels()
     return LAST_READ[described]
+
+
+def hold_out(n: int, held_out: int) -> tuple[Tensor, Tensor]:
+    """Which of n samples are trained on, and which are not: row numbers, always the same ones."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
@@ -230,11 +244,11 @@ def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
         )
 
 
-def announce(config: DictConfig, module: AdversarialModule, source: Source, trainer: pl.Trainer) -> None:
+def announce(config: DictConfig, module: AdversarialModule, stream: BatchStream, trainer: pl.Trainer) -> None:
     """One line that says what is about to be trained."""
     generator, critic = (count_parameters(net) / 1e6 for net in (module.generator, module.critic))
-    n = size(source)
-    samples = f"{'endless' if n is None else format(n, ',')} samples of {'x'.join(map(str, source.shape))}"
+    n = "endless" if stream.batches_per_epoch is None else f"{len(stream.samples):,}"
+    samples = f"{n} samples of {'x'.join(map(str, module.shape))}"
     print(
         f"{trainer.max_steps} generator steps, n_critic {module.n_critic}, batch {config.batch_size}: "
         f"{samples}, generator {generator:.2f} M and "

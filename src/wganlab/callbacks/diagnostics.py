@@ -1,5 +1,7 @@
 """What the critic looks like from outside: its slopes and its weights."""
 
+import math
+
 import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
@@ -7,7 +9,9 @@ from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
+from wganlab.data.stream import BatchStream
 from wganlab.lipschitz import critic_weights, interpolate, slopes
+from wganlab.metrics import critic as of
 from wganlab.networks.layers import evaluating
 
 
@@ -18,35 +22,99 @@ class CriticDiagnostics(Callback):
     gradient penalty aims at), measured in inference mode, at 64 where each is scored by itself; the second the share of
     weights at the bound.
     Every ``histograms_every`` steps, loggers that can show them receive a histogram of each layer's weights.
+
+    ``closely`` adds what costs more than a fiftieth of training, where ``every`` is small:
+
+    - ``critic/slope_real``, ``critic/slope_fake``: mean slope there; ``critic/slope_sd``: spread at the interpolates,
+      whose histogram goes to the loggers;
+    - ``critic/lipschitz_lower``, ``critic/lipschitz_upper``: between them is its Lipschitz constant;
+      ``critic/estimate_per_lipschitz``: the Wasserstein estimate over the first, at most about W1 where that is tight;
+    - ``critic/gradient_growth``: of the gradient over the layers, and ``critic/layer_gradient/LAYER``,
+      ``critic/layer_at_bound/LAYER``: each layer's gradient norm and share of weights at the bound;
+    - of points, ``critic/value_density``: rank correlation of the critic's values with the density of the data;
+    - where samples are held out, ``critic/heldout_loss`` and ``critic/training_loss``: the critic's loss without
+      penalty on as many samples of either kind, against the same generated ones; and ``critic/overfitting``, the share
+      of its Wasserstein estimate that is gone on held-out samples (WGAN-GP, arXiv 1704.00028, figure 5).
     """
 
-    def __init__(self, *, every: PositiveInt, histograms_every: PositiveInt = 500) -> None:
-        self.every, self.histograms_every = every, histograms_every
+    def __init__(self, *, every: PositiveInt, histograms_every: PositiveInt = 500, closely: bool = False) -> None:
+        self.every, self.histograms_every, self.closely = every, histograms_every, closely
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            n = 64 if getattr(module.critic, "one_by_one", False) else len(batch[-1])
+            n = 64 if getattr(module.critic, "one_by_one", False) and not self.closely else len(batch[-1])
             self._measure(trainer, module, module.scaled(batch[-1, :n]))
         if is_due(trainer, self.histograms_every):
-            self._log_histograms(trainer, module)
+            for name, weight in critic_weights(module.critic).items():
+                log_histogram(trainer, f"critic/weights/{name.replace('.', '/')}", weight)
 
     def _measure(self, trainer: Trainer, module: AdversarialModule, real: Tensor) -> None:
         private = torch.Generator(module.device).manual_seed(trainer.global_step)
         with evaluating(module.generator, module.critic), torch.no_grad():
             fake = module.generator(module.latents(len(real), generator=private))
             points = interpolate(real, fake, generator=private)
-            module.observed["critic/gradient_norm"] = slopes(module.critic, points).mean().item()
+            steepness = slopes(module.critic, points)
+            module.observed["critic/gradient_norm"] = steepness.mean().item()
+            if self.closely:
+                log_histogram(trainer, "critic/slopes", steepness)
+                module.observed["critic/slope_sd"] = steepness.std().item()
+                module.observed |= inspect(module, real, fake, points)
+                module.observed |= overfitting(trainer, module)
+                if real.dim() == 2:
+                    data = module.scaled(trainer.train_dataloader.reference(2048))  # type: ignore[union-attr]
+                    module.observed["critic/value_density"] = of.value_density(module.critic, points, data)
         weights = torch.cat([weight.detach().flatten() for weight in critic_weights(module.critic).values()])
         module.observed["critic/weights_at_bound"] = (weights.abs() >= module.lipschitz.bound).float().mean().item()
 
-    def _log_histograms(self, trainer: Trainer, module: AdversarialModule) -> None:
-        takers = [logger for logger in trainer.loggers if hasattr(logger, "log_histogram")]
-        for name, weight in critic_weights(module.critic).items() if takers else ():
-            if not torch.isfinite(weight).all():
-                continue
-            key = f"critic/weights/{name.replace('.', '/')}"  # to W&B a dot is a key inside a key
-            counts, edges = torch.histogram(weight.detach().float().cpu().flatten(), bins=64)
-            for logger in takers:
-                logger.log_histogram(key, counts.tolist(), edges.tolist(), trainer.global_step)
+
+def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]:
+    """The critic, in inference mode, on samples that it has not been trained on; empty where none are held out."""
+    stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
+    if stream.held_out is None or not len(stream.held_out):
+        return {}
+    n = min(1024, len(stream.held_out))
+    private = torch.Generator(module.device).manual_seed(trainer.global_step)
+    fake = module.critic(module.generator(module.latents(n, generator=private)))
+    unseen, seen = (
+        module.critic(module.scaled(samples.to(module.device)))
+        for samples in (stream.held_out[:n], stream.reference(n))
+    )
+    estimate = (seen.mean() - fake.mean()).item()
+    return {
+        "critic/heldout_loss": module.objective.critic_loss(unseen, fake).item(),
+        "critic/training_loss": module.objective.critic_loss(seen, fake).item(),
+        "critic/overfitting": (seen.mean() - unseen.mean()).item() / estimate if estimate else 0.0,
+    }
+
+
+def inspect(module: AdversarialModule, real: Tensor, fake: Tensor, points: Tensor) -> dict[str, float]:
+    """What ``closely`` adds, but for held-out samples; of a critic in inference mode."""
+    critic = module.critic
+    lower = max(of.lipschitz_lower_bound(critic, at) for at in (real, fake, points))
+    norms = of.layer_gradient_norms(critic, module.objective, real, fake)
+    at_bound = of.weights_at_bound(critic, module.lipschitz.bound)
+    estimate = (critic(real).mean() - critic(fake).mean()).item()
+    found = {
+        "critic/slope_real": slopes(critic, real).mean().item(),
+        "critic/slope_fake": slopes(critic, fake).mean().item(),
+        "critic/lipschitz_lower": lower,
+        "critic/lipschitz_upper": of.lipschitz_upper_bound(critic),
+        "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,
+        "critic/gradient_growth": of.growth(list(norms.values())),
+        **{f"critic/layer_gradient/{name}": norm for name, norm in norms.items()},
+        **{f"critic/layer_at_bound/{name}": share for name, share in at_bound.items()},
+    }
+    # a bound that there is not, or the growth of no gradient, would be taken for divergence
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def log_histogram(trainer: Trainer, key: str, values: Tensor) -> None:
+    """Hand a histogram to the loggers that can show one; nothing for values that are not finite."""
+    takers = [logger for logger in trainer.loggers if hasattr(logger, "log_histogram")]
+    if not takers or not torch.isfinite(values).all():
+        return
+    counts, edges = torch.histogram(values.detach().float().cpu().flatten(), bins=64)
+    for logger in takers:
+        logger.log_histogram(key, counts.tolist(), edges.tolist(), trainer.global_step)

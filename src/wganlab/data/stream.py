@@ -1,7 +1,7 @@
 """The stream of real batches that the critic sees."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,12 +28,18 @@ class BatchStream:
     The samples live on ``device`` as they are stored, a byte per pixel, where they take at most half of its free
     memory; otherwise they stay where they are and batches are sent. ``flip`` mirrors every image of an epoch left to
     right with probability 1/2, drawn with the order.
+
+    For observers it also carries the ``source`` of the data, the ``labels`` of its samples, shape (n,), and samples
+    that were ``held_out`` of it, as stored.
     """
 
     def __init__(
         self,
         samples: Tensor,
         *,
+        source: Any = None,
+        labels: Tensor | None = None,
+        held_out: Tensor | None = None,
         batch_size: int,
         n_critic: int,
         steps: int,
@@ -43,6 +49,7 @@ class BatchStream:
     ) -> None:
         if len(samples) < batch_size:
             raise ValueError(f"batch_size={batch_size}: must be at most the number of samples, {len(samples)}")
+        self.source, self.labels, self.held_out = source, labels, held_out
         self.device = device or samples.device
         self.samples = samples.to(self.device) if fits(samples, self.device) else samples
         self.flip, self._mirrored = flip, torch.empty(0, dtype=torch.bool)
@@ -108,19 +115,20 @@ class BatchStream:
 
 
 class EndlessStream(BatchStream):
-    """Fresh samples for every batch, drawn in blocks by an endless source's ``draw(n, random)``."""
+    """Fresh samples for every batch, drawn in blocks by an endless ``source``."""
 
     BLOCK = 64  # batches
 
-    def __init__(self, draw: Callable[[int, torch.Generator], Any], *, device: torch.device, **options: Any) -> None:
-        self.draw, self.device = draw, device
-        super().__init__(self.reference(self.BLOCK * options["batch_size"]), device=device, **options)
+    def __init__(self, source: Any, *, device: torch.device, **options: Any) -> None:
+        self.source, self.device = source, device
+        block = self.reference(self.BLOCK * options["batch_size"])
+        super().__init__(block, source=source, device=device, **options)
         self.batches_per_epoch = None
         self._order = torch.arange(len(self.samples), device=device)
 
     def _begin(self, random: torch.Generator) -> None:
-        self.samples = self.draw(len(self.samples), random)[0].to(self.device)
+        self.samples = self.source.draw(len(self.samples), random)[0].to(self.device)
 
     def reference(self, n: int) -> Tensor:
         """n samples, always the same."""
-        return self.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)
+        return self.source.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)

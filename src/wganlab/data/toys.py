@@ -50,6 +50,10 @@ class Gaussians(Points):
     sd: float
     scale: float
 
+    def modes(self) -> tuple[Tensor, float]:
+        """Where the modes are, shape (k, 2), and their standard deviation."""
+        return self.centers / self.scale, self.sd / self.scale
+
     def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         labels = torch.randint(len(self.centers), (n,), generator=random)
         noise = torch.randn(n, 2, generator=random) * self.sd

@@ -8,6 +8,7 @@ from typing import Any
 
 from wganlab.runs import Row, Run, final_and_best
 from wganlab.schema import leaves
+from wganlab.statistics import interval
 
 #: Keys that say how a run is shown, or which of several equals it is, and not what it does.
 IGNORED = re.compile(r"(seed|logger)($|\.)")
@@ -93,12 +94,41 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "seconds": final.get("seconds"),
             "images_per_second": throughput(run.rows),
             "commit": run.summary.get("commit"),
+            "protocol": run.protocol.get("id"),
         }
         record |= {f"final/{key}": value for key, value in final.items() if "/" in key}
         for key, value in outcome["best"].items():
             record |= {f"best/{key}": value["value"], f"best_step/{key}": value["step"]}
+            record |= {f"gap/{key}": final[key] - value["value"]} if key in final else {}
         records.append(record)
     return records
+
+
+def by_protocol(records: Sequence[dict[str, Any]]) -> dict[str | None, list[dict[str, Any]]]:
+    """Records whose scores may stand in one table, by protocol."""
+    tables: dict[str | None, list[dict[str, Any]]] = {}
+    for record in records:
+        tables.setdefault(record["protocol"], []).append(record)
+    return tables
+
+
+def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A record per arm: of every number mean, low and high end of its 95% interval over the completed runs."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        arms.setdefault(record["arm"], []).append(record)
+    found = []
+    for arm, members in arms.items():
+        completed = [record for record in members if record["state"] == "completed"]
+        keys = dict.fromkeys(
+            key for record in completed for key, value in record.items() if isinstance(value, float | int)
+        )
+        values = {key: [record[key] for record in completed if record.get(key) is not None] for key in keys}
+        found.append(
+            {"arm": arm, "runs": len(members), "completed": len(completed)}
+            | {key: interval(numbers) for key, numbers in values.items()}
+        )
+    return found
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:

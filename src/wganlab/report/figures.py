@@ -14,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from wganlab.metrics import METRICS
 from wganlab.report.compare import select
 from wganlab.runs import Run
+from wganlab.statistics import interval
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: smaller, and a reader can search it
@@ -29,16 +31,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-#: Metric -> title of its panel.
-CURVES = {
-    "eval/emd": "Earth mover's distance to real images",
-    "critic/wasserstein_estimate": "Wasserstein estimate (real score − fake score)",
-    "critic/loss": "Critic loss",
-    "generator/loss": "Generator loss",
-    "critic/gradient_norm": "Mean slope of the critic at interpolates",
-    "critic/weights_at_bound": "Share of critic weights at the bound",
-}
-
+#: Metrics that say how good samples are, of which every run is shown, too.
+JUDGED = ("eval/fid", "eval/emd", "eval/modes")
 
 #: Epochs at which the walk-through of MNIST with a DCGAN shows its samples.
 EPOCHS = (1, 2, 4, 10, 50, 100)
@@ -65,8 +59,8 @@ def svg(figure: Figure) -> str:
 def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
     """One metric against generator steps, all runs on shared axes, epochs below; None where nobody measured it.
 
-    Arms of several seeds are drawn as thin lines with their mean. The y axis is logarithmic where all values are
-    positive and arms differ tenfold.
+    Arms of three seeds or more are drawn as their mean in a band, its 95% interval; of two as thin lines with their
+    mean. The y axis is logarithmic where all values are positive and arms differ tenfold.
     """
     series = {}
     for index, run in enumerate(runs):
@@ -80,7 +74,9 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
         axes = figure.add_subplot()
         for arm, colour in colours(arms).items():
             members = [series[i] for i in series if arms[i] == arm]
-            for steps, values in members:
+            aligned = len({len(steps) for steps, _ in members}) == 1
+            banded = aligned and len(members) > 2
+            for steps, values in members if not banded else ():
                 alone = len(members) == 1
                 label = arm if alone else None
                 axes.plot(
@@ -93,19 +89,45 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
                 )
             seeds = {str(runs[i].config.get("seed")) for i in series if arms[i] == arm}
             what = f"{len(members)} {'seeds' if len(seeds) == len(members) else 'runs'}"
-            if len(members) > 1 and len({len(steps) for steps, _ in members}) == 1:
-                mean = np.mean([values for _, values in members], axis=0)
-                axes.plot(members[0][0], mean, color=colour, lw=1.6, label=f"{arm} (mean of {what})")
+            if len(members) > 1 and aligned:
+                steps = members[0][0]
+                mean, low, high = np.transpose(
+                    [interval(values) for values in zip(*(v for _, v in members), strict=True)]
+                )
+                axes.plot(steps, mean, color=colour, lw=1.6, label=f"{arm} (mean of {what})")
+                if banded:
+                    axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
         _scale(axes, list(series.values()))
         perfect = {row["eval/emd_real"] for run in runs for row in run.rows if "eval/emd_real" in row}
         if metric == "eval/emd" and len(perfect) == 1:
             axes.axhline(*perfect, color="0.4", ls=":", lw=1, label="real against real")
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
         axes.set_xlabel("generator steps")
-        axes.set_title(CURVES.get(metric, metric), fontsize=10, loc="left")
+        axes.set_title(METRICS[metric].title if metric in METRICS else metric, fontsize=10, loc="left")
         if len(set(arms)) <= MANY_ARMS:  # the page's table is a legend, too
             axes.legend(fontsize=8)
         _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
+    return figure
+
+
+def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
+    """The last value of a metric in every run, a column of dots per arm with its mean; None where no arm has two."""
+    values: dict[str, list[float]] = {}
+    for run, arm in zip(runs, arms, strict=True):
+        final = [row[metric] for row in run.rows if metric in row][-1:]
+        values.setdefault(arm, []).extend(final)
+    if max(map(len, values.values())) < 2:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 0.6 + 0.3 * len(values)), layout="constrained")
+        axes = figure.add_subplot()
+        for row, (arm, colour) in enumerate(colours(arms).items()):
+            axes.scatter(values[arm], [row] * len(values[arm]), color=colour, s=18, alpha=0.8)
+            if values[arm]:
+                axes.plot([np.mean(values[arm])] * 2, [row - 0.35, row + 0.35], color=colour, lw=1.6)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.invert_yaxis()
+        axes.set_title(f"{METRICS[metric].title}: every run, and means", fontsize=10, loc="left")
     return figure
 
 

@@ -1,0 +1,125 @@
+"""The critic as a function: how steep it is, how steep it could be, and what its gradients do from layer to layer."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from wganlab.lipschitz import NORM_LAYERS, slopes
+from wganlab.networks.layers import FeatureCritic
+from wganlab.networks.resnet import Block
+from wganlab.objectives import Objective
+
+#: Layers whose Lipschitz constant is at most 1.
+CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
+    """The steepest that the critic is seen to be around ``points`` (n, *shape): no Lipschitz constant can be smaller.
+
+    The larger of its steepest slope at a point and its steepest secant between neighbours in the batch. Exact for a
+    linear critic.
+    """
+    with torch.no_grad():
+        scores, rows = critic(points), points.flatten(1)
+        apart = (rows - rows.roll(1, dims=0)).norm(dim=1)
+        secants = ((scores - scores.roll(1)).abs() / apart)[apart > 0]
+    steepest = slopes(critic, points).max().item()
+    return max([steepest, *secants.tolist()])
+
+
+def lipschitz_upper_bound(network: nn.Module) -> float:
+    """The product of spectral norms over the layers of a network in inference mode; infinite where one has no bound.
+
+    That of a convolution is bounded by sqrt(patches per pixel) times the spectral norm of its kernels as one matrix
+    (out, in * height * width) (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Exact for a linear critic, else far
+    above the truth.
+    """
+    if isinstance(network, nn.Sequential | FeatureCritic):
+        return math.prod(lipschitz_upper_bound(layer) for layer in network.children())
+    if isinstance(network, Block):
+        return lipschitz_upper_bound(network.shortcut) + lipschitz_upper_bound(network.residual)
+    if isinstance(network, CONTRACTIONS):
+        return 1.0
+    if isinstance(network, nn.LeakyReLU):
+        return max(1.0, network.negative_slope)
+    if isinstance(network, nn.Linear):
+        return torch.linalg.matrix_norm(network.weight.detach().double(), ord=2).item()
+    if isinstance(network, nn.Conv2d) and network.groups == 1 and network.dilation == (1, 1):
+        pairs = zip(network.kernel_size, network.stride, strict=True)
+        patches = math.prod(math.ceil(size / stride) for size, stride in pairs)
+        return math.sqrt(patches) * torch.linalg.matrix_norm(network.weight.detach().double().flatten(1), ord=2).item()
+    if isinstance(network, NORM_LAYERS):
+        return norm_bound(network)
+    return math.inf
+
+
+def norm_bound(layer: nn.Module) -> float:
+    """Lipschitz constant of a normalisation: largest scale over the least standard deviation that it divides by."""
+    weight, variance, eps = (getattr(layer, name, None) for name in ("weight", "running_var", "eps"))
+    scale = 1.0 if weight is None else weight.detach().abs().max().item()
+    return scale / math.sqrt((0.0 if variance is None else variance.min().item()) + (eps or 0.0))
+
+
+def layers(critic: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Linear and convolutional layers by name, in the order of the forward pass of sequential networks."""
+    for name, module in critic.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            yield name, module
+
+
+def layer_gradient_norms(critic: nn.Module, objective: Objective, real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Norm of the gradient of the critic's loss with respect to what each layer puts out, by name of the layer.
+
+    The loss is that of the scores alone. Flat over the layers where the critic is well conditioned, exponential in the
+    depth where gradients explode or vanish (WGAN-GP, arXiv 1704.00028, figure 1b).
+    """
+    outputs: dict[str, list[Tensor]] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: outputs.setdefault(name, []).append(output))
+        for name, layer in layers(critic)
+    ]
+    try:
+        with torch.enable_grad():
+            # a leaf, so that there is a graph even where all weights are frozen
+            loss = objective.critic_loss(critic(real.detach().requires_grad_()), critic(fake.detach().requires_grad_()))
+            every = [output for both in outputs.values() for output in both]
+            gradients = iter(torch.autograd.grad(loss, every))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: math.sqrt(sum(next(gradients).square().sum().item() for _ in both)) for name, both in outputs.items()}
+
+
+def growth(norms: list[float]) -> float:
+    """Slope of log10 of the norms over the layers, by least squares: decades per layer from the input to the score.
+
+    0 where gradients keep their size; negative where they grow on their way back to the input (explode), positive
+    where they vanish. Not a number where a norm is zero or not finite.
+    """
+    if not all(0 < norm < math.inf for norm in norms) or len(norms) < 2:
+        return math.nan
+    logs = torch.tensor(norms, dtype=torch.float64).log10()
+    place = torch.arange(len(norms), dtype=torch.float64)
+    place -= place.mean()
+    return (place @ logs / place.square().sum()).item()
+
+
+def value_density(critic: nn.Module, points: Tensor, data: Tensor, *, bandwidth: float = 0.1) -> float:
+    """Spearman's rank correlation, over ``points`` (n, 2), of the critic's values with the density of ``data`` (m, 2).
+
+    The density is a sum of normal kernels of standard deviation ``bandwidth``. 1 where the value surface rises wherever
+    the data get denser (WGAN-GP, arXiv 1704.00028, figure 1a, as a number).
+    """
+    from scipy.stats import spearmanr
+
+    with torch.no_grad():
+        values = critic(points)
+    log_density = (-torch.cdist(points.double(), data.double()).square() / (2 * bandwidth**2)).logsumexp(1)
+    return float(spearmanr(values.cpu().numpy(), log_density.cpu().numpy()).statistic)
+
+
+def weights_at_bound(critic: nn.Module, bound: float) -> dict[str, float]:
+    """Share of each layer's weights whose magnitude is the bound, by name of the layer."""
+    return {name: (layer.weight.detach().abs() >= bound).float().mean().item() for name, layer in layers(critic)}

@@ -1,0 +1,126 @@
+"""How far generated images are from real ones, as functions of the features that an extractor finds in them.
+
+Features are tensors (n, dim), real ones first; a row is an image. Scores depend on the extractor, on n and on the
+images chosen: compare only scores of one protocol (:mod:`wganlab.metrics.protocol`).
+"""
+
+import torch
+from torch import Tensor
+
+from wganlab.data.stream import to_unit_range
+from wganlab.distances import kl
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Fréchet distance between normal distributions fitted to both (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
+
+    FID where the features are Inception's. Biased upwards for few images. By torch-fidelity, in fp64.
+    """
+    from torch_fidelity import metric_fid
+
+    one, other = (metric_fid.fid_features_to_statistics(features.double().cpu()) for features in (real, fake))
+    return metric_fid.fid_statistics_to_metric(one, other, verbose=False)[metric_fid.KEY_METRIC_FID]
+
+
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 20, size: int = 500) -> float:
+    """Squared maximum mean discrepancy, cubic kernel (Binkowski et al. 2018, arXiv 1801.01401): KID.
+
+    The mean over random subsets of at most ``size`` images; unbiased, so it may fall below zero. By torch-fidelity.
+    """
+    from torch_fidelity import metric_kid
+
+    found = metric_kid.kid_features_to_metric(
+        fake.double().cpu(),
+        real.double().cpu(),
+        kid_subsets=subsets,
+        kid_subset_size=min(size, len(real), len(fake)),
+        rng_seed=0,
+        verbose=False,
+    )
+    return found[metric_kid.KEY_METRIC_KID_MEAN]
+
+
+def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = 3) -> dict[str, float]:
+    """Share of generated images near real ones, and of real near generated ones, both from 0 to 1.
+
+    "Near" is within the distance to the ``neighbours``-th nearest of one's own kind (Kynkäänniemi et al. 2019, arXiv
+    1904.06991, equations 1 and 2). By torch-fidelity.
+    """
+    from torch_fidelity import metric_prc
+
+    found = metric_prc.prc_features_to_metric(fake.cpu(), real.cpu(), prc_neighborhood=neighbours, verbose=False)
+    return {key: found[key] for key in ("precision", "recall")}
+
+
+def density_coverage(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> dict[str, float]:
+    """Naeem et al. 2020 (arXiv 2002.09797, equations 3 and 4): as precision and recall, less moved by outliers.
+
+    ``density``: balls around real images that hold a generated one, over ``neighbours`` (1 for equal distributions,
+    may be larger); ``coverage``: share of real images whose ball holds a generated one, from 0 to 1.
+    """
+    radius = torch.cdist(real, real).kthvalue(neighbours + 1).values  # the nearest is the image itself
+    inside = torch.cdist(real, fake) < radius[:, None]
+    return {
+        "density": inside.sum(0).double().mean().item() / neighbours,
+        "coverage": inside.any(1).double().mean().item(),
+    }
+
+
+def inception_score(logits: Tensor, *, splits: int = 10) -> float:
+    """exp(E[KL(p(class | image) || p(class))]) (Salimans et al. 2016, section 4): from 1 to the number of classes.
+
+    The mean over so many parts of the images; ``logits`` are (n, classes). By torch-fidelity.
+    """
+    from torch_fidelity import metric_isc
+
+    found = metric_isc.isc_features_to_metric(logits.cpu(), splits, shuffle=True, rng_seed=0)
+    return found[metric_isc.KEY_METRIC_ISC_MEAN]
+
+
+def class_scores(logits: Tensor, shares: Tensor, *, confident: float = 0.9) -> dict[str, float]:
+    """Which classes a classifier finds among generated images: logits (n, classes), shares of real ones (classes,).
+
+    - ``confident``: share of images whose likeliest class has a probability of at least ``confident``;
+    - ``classes``: how many classes are the likeliest of a confident image;
+    - ``class_kl``: KL(classes among generated images || ``shares``), in nats, by the likeliest class.
+    """
+    probability, likeliest = logits.double().softmax(1).max(1)
+    sure = probability >= confident
+    found = torch.bincount(likeliest, minlength=len(shares)) / len(logits)
+    return {
+        "confident": sure.double().mean().item(),
+        "classes": float(len(likeliest[sure].unique())),
+        "class_kl": kl(found, shares),
+    }
+
+
+def nearest(images: Tensor, among: Tensor, *, same: bool = False, block: int = 4096) -> tuple[Tensor, Tensor]:
+    """Euclidean distance of each image (n, *shape) to the nearest ``among`` (m, *shape), and which that is: both (n,).
+
+    Images are in [-1, 1], those ``among`` may be as stored. ``same`` says that the images are the first n of those
+    ``among``, and leaves out each image itself.
+    """
+    rows = images.flatten(1)
+    distances = rows.new_full((len(rows),), torch.inf)
+    indices = torch.zeros(len(rows), dtype=torch.long)
+    for start in range(0, len(among), block):
+        apart = torch.cdist(rows, to_unit_range(among[start : start + block]).flatten(1))
+        if same and start < len(rows):
+            apart.diagonal(-start).fill_(torch.inf)
+        found = apart.min(dim=1)
+        closer = found.values < distances
+        distances = torch.where(closer, found.values, distances)
+        indices = torch.where(closer, found.indices + start, indices)
+    return distances, indices
+
+
+def memorisation(fake: Tensor, training: Tensor) -> float:
+    """Median distance of generated images to the nearest training image, over that of training images to each other.
+
+    Generated ones (n, *shape) in [-1, 1], training images (m, *shape) as stored.
+    Near 0 where training images are copied, about 1 for fresh images of the same distribution; blurred images, too, are
+    near to everything. Distances are Euclidean, over all pixels, or in the space of the features that are given.
+    """
+    distances, _ = nearest(fake, training)
+    among, _ = nearest(to_unit_range(training[:1024]), training, same=True)
+    return (distances.median() / among.median()).item()

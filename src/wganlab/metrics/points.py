@@ -1,0 +1,29 @@
+"""How well points in the plane cover the modes of a known mixture (Srivastava et al. 2017, arXiv 1705.07761)."""
+
+import torch
+from torch import Tensor
+
+from wganlab.distances import kl
+
+
+def mode_scores(points: Tensor, centers: Tensor, sd: float, *, within: float = 3.0) -> dict[str, float]:
+    """Scores of points (n, d) against equally likely modes at ``centers`` (k, d) of standard deviation ``sd``.
+
+    - ``high_quality``: share of points at most ``within`` standard deviations from a mode; of the mixture itself
+      1 - exp(-within^2 / 2) in the plane, 0.989.
+    - ``modes``: how many modes are the nearest one of a point of high quality.
+    - ``mode_kl``: KL(share of each mode among the points, by the nearest mode || equal shares), in nats; log k where
+      all points are nearest to one mode.
+
+    Not a number where a point is not finite.
+    """
+    if not torch.isfinite(points).all():
+        return dict.fromkeys(("modes", "high_quality", "mode_kl"), float("nan"))
+    distances, nearest = torch.cdist(points.double(), centers.to(points.device).double()).min(dim=1)
+    good = distances <= within * sd
+    shares = torch.bincount(nearest, minlength=len(centers)) / len(points)
+    return {
+        "modes": float(len(nearest[good].unique())),
+        "high_quality": good.double().mean().item(),
+        "mode_kl": kl(shares, torch.full_like(shares, 1 / len(centers))),
+    }

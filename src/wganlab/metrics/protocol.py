@@ -1,0 +1,89 @@
+"""One protocol for every method: what generated samples are compared with, and how."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wganlab.data.stream import BatchStream, to_unit_range
+from wganlab.distances import wasserstein
+from wganlab.metrics import features as of
+from wganlab.metrics.extractors import Extractor, hash_of
+from wganlab.metrics.points import mode_scores
+
+#: Libraries whose versions may move a score.
+LIBRARIES = ("torch", "POT", "torch-fidelity")
+
+
+class Protocol:
+    """Scores generated samples against ``n`` real ones, and the features of images against those of ``images``.
+
+    The real samples are the same at every step and for every method and seed.
+    """
+
+    def __init__(self, *, n: int, images: int, extractor: Extractor | None) -> None:
+        self.n, self.images, self.extractor = n, images, extractor
+
+    def prepare(self, stream: BatchStream, real: Tensor | None = None, *, split: str = "training") -> None:
+        """Choose the real samples, and have the extractor look at them. Raises ConfigError where it cannot.
+
+        They are samples of the stream, or ``real`` (m, *shape), as stored; ``split`` says which, for the record.
+        """
+        self.stream, self.split = stream, split
+        wanted = max(2 * self.n, self.images)
+        samples = to_unit_range(stream.reference(wanted) if real is None else real[:wanted])
+        half = min(self.n, len(samples) // 2)
+        self.real, others = samples[:half], samples[half : 2 * half]
+        self.emd_real = wasserstein(self.real, others)
+        if self.extractor is None or samples.dim() != 4:
+            return
+        self.extractor.prepare(stream.samples, stream.labels, stream.fingerprint())
+        self.real_features, _ = self.extractor.features(samples[: self.images])
+        if stream.labels is not None:
+            _, numbers = stream.labels.unique(return_inverse=True)
+            self.shares = torch.bincount(numbers) / len(numbers)
+
+    def scores(self, draw: Callable[[int], Tensor]) -> dict[str, float]:
+        """All scores that this protocol has, by name, of what ``draw(n)`` generates.
+
+        ``eval/emd_real`` is the distance between the real samples and as many others: what a perfect generator would
+        score, though not a lower bound, since blurred images are closer to everything.
+        """
+        fake = draw(max(len(self.real), self.images if self.extractor else 0)).float()
+        few = fake[: len(self.real)]
+        found = {"emd": wasserstein(few, self.real), "emd_real": self.emd_real}
+        if few.dim() == 2:
+            found["w2"] = wasserstein(few, self.real, order=2)
+        if modes := getattr(self.stream.source, "modes", None):
+            found |= mode_scores(fake, *modes())
+        if self.extractor and fake.dim() == 4:
+            found |= self.feature_scores(self.extractor, fake)
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def feature_scores(self, extractor: Extractor, fake: Tensor) -> dict[str, float]:
+        """Scores of generated images by their features."""
+        if not torch.isfinite(fake).all():
+            return {"fid": float("nan")}
+        features, logits = extractor.features(fake)
+        found = {"fid": of.frechet_distance(self.real_features, features)}
+        found |= {"kid": of.kernel_distance(self.real_features, features)}
+        found |= of.precision_recall(self.real_features, features) | of.density_coverage(self.real_features, features)
+        found |= {"inception_score": of.inception_score(logits)}
+        return found | (of.class_scores(logits, self.shares) if extractor.knows_classes else {})
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol, for the record; ``id`` is a hash of the rest, and scores compare where it is the same."""
+        content: dict[str, Any] = {
+            "split": self.split,
+            "real": hash_of(self.real),
+            "n": len(self.real),
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+        if self.extractor and self.real.dim() == 4:
+            content |= self.extractor.describe() | {"images": len(self.real_features)}
+        hashed = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4)
+        return {"id": hashed.hexdigest()} | content

@@ -1,0 +1,228 @@
+"""What a study claims, what its runs say, and the verdict."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from scipy.stats import spearmanr
+
+from wganlab.metrics import METRICS
+from wganlab.report.compare import select
+from wganlab.runs import Run, final_and_best
+from wganlab.schema import ConfigError, check_call
+from wganlab.statistics import ALPHA, between, holm, interval, seeds_needed
+
+At = Literal["final", "best", "gap", "mean"]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Claim:
+    """A sentence that runs decide: the mean over seeds of one number lies above, below or between bounds.
+
+    The number is ``metric`` of ``arm``: after the last step, at its best, the gap between these two (collapse), or its
+    mean over the run. With ``versus`` it is the difference to another arm with the same seed, or with ``ratio`` the
+    logarithm (base 10) of their ratio. With ``tracks`` it is instead the rank correlation of ``metric`` with another
+    one over the run. ``where`` narrows a study that sweeps over more than arms and seeds.
+    """
+
+    def __init__(
+        self,
+        *,
+        says: str,
+        source: str,
+        metric: str,
+        arm: str,
+        at: At = "final",
+        versus: str | None = None,
+        ratio: bool = False,
+        tracks: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        above: Number | None = None,
+        below: Number | None = None,
+    ) -> None:
+        self.says, self.source, self.metric, self.arm, self.at = says, source, metric, arm, at
+        self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
+        if above is None and below is None:
+            raise ValueError("needs above or below, or both: which number would bear it out")
+        self.low = -math.inf if above is None else above
+        self.high = math.inf if below is None else below
+        if not self.low < self.high:
+            raise ValueError(f"above={above:g} must be less than below={below:g}")
+
+    @property
+    def number(self) -> str:
+        """What is measured, in words."""
+        title = METRICS[self.metric].title if self.metric in METRICS else self.metric
+        if self.tracks:
+            other = METRICS[self.tracks].title if self.tracks in METRICS else self.tracks
+            measured = f"rank correlation of {title} with {other}"
+        else:
+            measured = {"final": "", "best": "best ", "gap": "last less best ", "mean": "mean "}[self.at] + title
+        arms = self.arm if self.versus is None else f"{self.arm} {'/' if self.ratio else '−'} {self.versus}"
+        where = "".join(f", {key}={value}" for key, value in self.where.items())
+        return f"{'log10 of ' if self.ratio else ''}{measured}: {arms}{where}"
+
+    @property
+    def wanted(self) -> str:
+        """Which numbers bear the claim out, in words."""
+        bounds = [f"above {self.low:g}"] * math.isfinite(self.low) + [f"below {self.high:g}"] * math.isfinite(self.high)
+        return " and ".join(bounds)
+
+    def values(self, runs: Sequence[Run]) -> dict[str, float]:
+        """The number for each seed that has it."""
+        first, second = self.measured(runs, self.arm), self.measured(runs, self.versus) if self.versus else {}
+        if self.versus is None:
+            return first
+        both = {seed: (first[seed], second[seed]) for seed in first if seed in second}
+        if self.ratio:
+            return {seed: math.log10(one / other) for seed, (one, other) in both.items() if one > 0 and other > 0}
+        return {seed: one - other for seed, (one, other) in both.items()}
+
+    def measured(self, runs: Sequence[Run], arm: str) -> dict[str, float]:
+        """The number of one arm, by seed; the mean over whatever else was swept over."""
+        found: dict[str, list[float]] = {}
+        for run in runs:
+            if arm_of(run) != arm or any(setting(run, key) != str(value) for key, value in self.where.items()):
+                continue
+            value = self.of_run(run)
+            if value is not None and math.isfinite(value):
+                found.setdefault(str(run.config.get("seed")), []).append(value)
+        return {seed: fmean(values) for seed, values in found.items()}
+
+    def of_run(self, run: Run) -> float | None:
+        """The number of one run; None where it was not measured, or the run is not complete."""
+        if run.status["state"] != "completed":
+            return None
+        rows = [row for row in run.rows if self.metric in row]
+        if self.tracks:
+            pairs = [(row[self.metric], row[self.tracks]) for row in rows if self.tracks in row]
+            return float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else None
+        if not rows:
+            return None
+        if self.at == "mean":
+            return sum(row[self.metric] for row in rows) / len(rows)
+        final, best = rows[-1][self.metric], final_and_best(rows)["best"].get(self.metric, {}).get("value")
+        if self.at == "final" or best is None:
+            return final if self.at == "final" else None
+        return best if self.at == "best" else final - best
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim. ``p`` is corrected for the number of claims of the study."""
+
+    claim: Claim
+    values: dict[str, float]
+    p: float
+    holds: bool
+    more_seeds: int | None
+
+    @property
+    def word(self) -> str:
+        """holds, does not hold, or undecided."""
+        if self.p >= ALPHA:
+            return "undecided"
+        return "holds" if self.holds else "does not hold"
+
+    @property
+    def explained(self) -> str:
+        """The word, and what would decide an undecided one."""
+        if self.word != "undecided":
+            return self.word
+        if len(self.values) < 2:
+            return "undecided (needs runs of two seeds at least)"
+        if self.more_seeds is None:
+            return "undecided (a thousand seeds would not decide it)"
+        return f"undecided (about {max(1, self.more_seeds)} more seeds)"
+
+    @property
+    def measured(self) -> str:
+        """Mean and 95% interval over the seeds, in words."""
+        mean, low, high = interval(list(self.values.values()))
+        if not self.values:
+            return "not run"
+        return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(self.values) > 1 else "")
+
+    def record(self) -> dict[str, Any]:
+        """For verdicts.json."""
+        mean, low, high = interval(list(self.values.values()))
+        return {
+            "claim": self.claim.says,
+            "source": self.claim.source,
+            "number": self.claim.number,
+            "wanted": self.claim.wanted,
+            "mean": mean,
+            "interval": [low, high],
+            "values": self.values,
+            "p": self.p,
+            "verdict": self.word,
+        }
+
+
+def read_claims(contents: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str) -> list[Claim]:
+    """The claims of a study.yaml. Raises ConfigError where one is wrong, or is about an arm that there is not."""
+    claims = []
+    for i, content in enumerate(contents):
+        key = f"{where}: claims[{i}]."
+        converted = check_call(Claim, content, key)
+        try:
+            claim = Claim(**dict(content) | {name.removeprefix(key): value for name, value in converted.items()})
+        except ValueError as error:
+            raise ConfigError(key.rstrip("."), f": {error}") from error
+        for name in ("arm", "versus"):
+            value = getattr(claim, name)
+            if value is not None and value not in arms:
+                raise ConfigError(f"{key}{name}", f"={value}: no such arm; allowed are {', '.join(arms)}")
+        claims.append(claim)
+    return claims
+
+
+def decide(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Verdict]:
+    """The verdict of each claim; the chance that any of them is wrong is at most ALPHA."""
+    values = [claim.values(runs) for claim in claims]
+    answers = [between(list(v.values()), c.low, c.high) for c, v in zip(claims, values, strict=True)]
+    corrected = holm([p for _, p in answers])
+    verdicts = []
+    for claim, found, (holds, _), p in zip(claims, values, answers, corrected, strict=True):
+        needed = seeds_needed(list(found.values()), claim.low, claim.high, alpha=ALPHA / len(claims))
+        verdicts.append(Verdict(claim, found, p, holds, needed and needed - len(found)))
+    return verdicts
+
+
+def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Verdicts, and what they cost: for verdicts.json."""
+    summaries = [run.summary for run in runs if run.summary]
+    return {
+        "runs": len(summaries),
+        "seconds": sum(summary["seconds"] for summary in summaries),
+        "commits": sorted({summary["commit"] or "unknown" for summary in summaries}),
+        "devices": sorted({f"{summary['device']}, {summary['threads']} threads" for summary in summaries}),
+        "finished": max((str(run.status.get("finished")) for run in runs if run.summary), default=None),
+        "claims": [verdict.record() for verdict in verdicts],
+    }
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts in Markdown."""
+    lines = ["| claim | source | number | bears it out | measured, 95% interval | seeds | verdict |"]
+    lines.append("|---|---|---|---|---|---:|---|")
+    for verdict in verdicts:
+        claim = verdict.claim
+        cells = [claim.says, claim.source, claim.number, claim.wanted, verdict.measured, str(len(verdict.values))]
+        lines.append(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, f"**{verdict.explained}**"]) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def arm_of(run: Run) -> str | None:
+    """The arm of a study that a run belongs to."""
+    return run.overrides.get("arms")
+
+
+def setting(run: Run, key: str) -> str:
+    """What a run has at a key: a choice of a config group, or a value."""
+    return str(run.overrides.get(key) or run.choices.get(key) or select(run.config, key))

@@ -1,0 +1,211 @@
+"""Claims of studies: what is measured, what is decided, and what is refused."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import TINY, wganlab
+from tests.test_report import make_run
+from wganlab.report.claims import decide, read_claims, verdict_table
+from wganlab.report.compare import by_arm, by_protocol, results
+from wganlab.report.page import latex_table, markdown_table
+from wganlab.runs import Run, find_runs
+from wganlab.schema import ConfigError
+from wganlab.study import multirun, read_study
+
+CLAIM = {"says": "A is better than B", "source": "a paper", "metric": "eval/fid", "arm": "a", "versus": "b", "below": 0}
+
+
+def runs(folder: Path, values: Mapping[str, list[float]], state: str = "completed") -> list[Run]:
+    """A run per arm and seed, whose FID fell to these values, from twice as much, by way of half as much."""
+    for arm, finals in values.items():
+        for seed, final in enumerate(finals):
+            rows = "step,seconds,eval/fid,critic/loss\n" + "".join(
+                f"{step},{step},{fid},{loss}\n"
+                for step, fid, loss in ((10, 2 * final, 3.0), (20, final / 2, 1.0), (30, final, 2.0))
+            )
+            overrides = [f"+arms={arm}", f"seed={seed}"]
+            make_run(folder / f"arms={arm},seed={seed}", {"seed": seed}, overrides, rows, state)
+    return find_runs([folder])
+
+
+def verdict(folder: Path, values: Mapping[str, list[float]], **changes: object) -> tuple[str, float]:
+    """The verdict on CLAIM with some changes, and the mean that was measured."""
+    (found,) = decide(read_claims([CLAIM | changes], ["a", "b"], "study.yaml"), runs(folder, values))
+    record = found.record()
+    return record["verdict"], record["mean"]
+
+
+A, B = [10.0, 11.0, 12.0], [20.0, 21.5, 21.5]
+
+
+def test_paired_differences_decide(tmp_path: Path) -> None:
+    assert verdict(tmp_path, {"a": A, "b": B}) == ("holds", pytest.approx(-10))
+
+
+def test_the_opposite_does_not_hold(tmp_path: Path) -> None:
+    assert verdict(tmp_path, {"a": B, "b": A}) == ("does not hold", pytest.approx(10))
+
+
+def test_noise_is_undecided_and_says_how_many_seeds_would_do(tmp_path: Path) -> None:
+    values = {"a": [10.0, 30.0, 20.0], "b": [21.0, 20.0, 31.0]}
+    (found,) = decide(read_claims([CLAIM], ["a", "b"], "study.yaml"), runs(tmp_path, values))
+    assert found.word == "undecided"
+    assert found.more_seeds is not None
+    assert f"about {found.more_seeds} more seeds" in found.explained
+    assert "| **undecided" in verdict_table([found])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"at": "best"}, -5),
+        ({"at": "gap"}, -5),  # each fell to half of its last value on the way
+        ({"at": "mean"}, -10 * (2 + 0.5 + 1) / 3),
+        ({"ratio": True}, math.log10(10 / 20)),
+    ],
+)
+def test_what_is_measured(changes: dict, expected: float, tmp_path: Path) -> None:
+    _, mean = verdict(tmp_path, {"a": [10.0, 10.0], "b": [20.0, 20.0]}, **changes)
+    assert mean == pytest.approx(expected)
+
+
+def test_rank_correlation_over_a_run(tmp_path: Path) -> None:
+    _, mean = verdict(tmp_path, {"a": A}, versus=None, tracks="critic/loss", above=0.5, below=None)
+    assert mean == pytest.approx(1), "FID is 2f, f/2, f where the loss is 3, 1, 2"
+
+
+def test_seeds_without_a_partner_and_runs_that_failed_are_left_out(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"a": A, "b": B[:2]})
+    (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), found)
+    assert list(one.values) == ["0", "1"]
+    (tmp_path / "arms=a,seed=0" / "status.json").write_text(json.dumps({"state": "failed"}))
+    (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), find_runs([tmp_path]))
+    assert list(one.values) == ["1"]
+    assert one.explained == "undecided (needs runs of two seeds at least)"
+    (none,) = decide(read_claims([CLAIM], ["a", "b"], ""), [])
+    assert none.measured == "not run"
+
+
+def test_where_narrows_and_other_sweeps_are_averaged(tmp_path: Path) -> None:
+    for dataset, value in (("mnist", 1.0), ("digits", 3.0)):
+        for seed in (0, 1):
+            rows = f"step,eval/fid\n10,{value + seed}\n"
+            folder = tmp_path / f"{dataset}{seed}"
+            make_run(folder, {"seed": seed}, ["+arms=a", f"dataset={dataset}", f"seed={seed}"], rows)
+    content = CLAIM | {"versus": None}
+    every, digits = decide(
+        read_claims([content, content | {"where": {"dataset": "digits"}}], ["a"], ""), find_runs([tmp_path])
+    )
+    assert every.values == {"0": 2.0, "1": 3.0}
+    assert digits.values == {"0": 3.0, "1": 4.0}
+
+
+def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
+    values = {"a": [10.0, 11.0, 12.5], "b": [14.0, 15.5, 15.5]}
+    found = runs(tmp_path, values)
+    (alone,) = decide(read_claims([CLAIM], ["a", "b"], ""), found)
+    among = decide(read_claims([CLAIM] * 4, ["a", "b"], ""), found)
+    assert alone.word == "holds"
+    assert among[0].p == pytest.approx(4 * alone.p)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"arm": "c"}, "claims[0].arm=c: no such arm; allowed are a, b"),
+        ({"below": None}, "claims[0]: needs above or below"),
+        ({"above": 1, "below": 0}, "claims[0]: above=1 must be less than below=0"),
+        ({"at": "last"}, "claims[0].at=last: must be one of final, best, gap, mean"),
+        ({"metrik": "x"}, "claims[0].metrik: unknown key"),
+    ],
+)
+def test_wrong_claims_are_refused(changes: dict, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_claims([CLAIM | changes], ["a", "b"], "study.yaml")
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def own_study(folder: Path) -> Path:
+    """A user's study of two rates, with a claim that must hold and one that must not."""
+    (folder / "arms").mkdir(parents=True)
+    for arm, lr in (("slow", 1e-7), ("fast", 1e-3)):
+        (folder / "arms" / f"{arm}.yaml").write_text(
+            f"# @package _global_\nmodel: {{generator: {{hidden: [32]}}, critic: {{hidden: [32]}}}}\n"
+            f"dataset: {{size: 8}}\nloss: {{optimizer: {{lr: {lr}}}}}\n"
+        )
+    claims = [
+        {"says": "Fast is nearer", "source": "us", "metric": "eval/emd", "arm": "fast", "versus": "slow", "below": 0},
+        {"says": "Fast is farther", "source": "us", "metric": "eval/emd", "arm": "fast", "versus": "slow", "above": 0},
+    ]
+    content = {
+        "question": "How fast?",
+        "sweep": {"seed": "0,1,2"},
+        "claims": claims,
+        "budgets": {"long": {"seed": "7"}},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def test_a_study_ends_with_its_verdicts(tmp_path: Path) -> None:
+    own_study(tmp_path / "mine")
+    tiny = [*TINY, "steps=60", "logger=csv", "dataset=digits", "model=mlp"]
+    done = wganlab("study", "mine", *tiny, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "holds: Fast is nearer (us)" in done.stdout
+    assert "does not hold: Fast is farther (us)" in done.stdout
+    folder = tmp_path / "outputs" / "study" / "mine"
+    record = json.loads((folder / "verdicts.json").read_text())
+    assert record["question"] == "How fast?"
+    assert [claim["verdict"] for claim in record["claims"]] == ["holds", "does not hold"]
+    assert record["runs"] == 6
+    assert (folder / "verdicts.md").read_text().count("\n") == 4
+    page = (folder / "index.html").read_text()
+    assert "How fast?" in page
+    assert "does not hold" in page
+    again = wganlab("study", "mine", *tiny, cwd=tmp_path)
+    assert again.stdout.count("already completed") == 6
+    assert "holds: Fast is nearer (us)" in again.stdout
+
+
+def test_budgets_are_named_changes_of_the_sweep(tmp_path: Path) -> None:
+    study = own_study(tmp_path / "mine")
+    arguments, where = multirun(study, ["budget=long", "logger=csv"])
+    assert "seed=7" in arguments
+    assert "budget=long" not in arguments
+    assert where == "outputs/study/mine_long"
+    with pytest.raises(ConfigError, match="budget=huge: no such budget; allowed are long"):
+        multirun(study, ["budget=huge"])
+    assert read_study(study)["question"] == "How fast?"
+
+
+def test_scores_of_different_protocols_stand_in_tables_of_their_own(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    for run in found:
+        name = "one" if "arms=a" in str(run.folder) else "two"
+        (run.folder / "protocol.json").write_text(json.dumps({"id": name}))
+    records = results(find_runs([tmp_path]))
+    assert set(by_protocol(records)) == {"one", "two"}
+    tables = markdown_table(records).split("\n\n")
+    assert ["a" in table.splitlines()[2] for table in tables] == [True, False]
+
+
+def test_arms_are_summed_up_with_intervals(tmp_path: Path) -> None:
+    records = results(runs(tmp_path, {"a": A, "b": B}))
+    arm_a, _ = by_arm(records)
+    mean, low, high = arm_a["final/eval/fid"]
+    # t(0.975, 2) sd / sqrt 3 with sd = 1
+    assert (mean, high - mean) == pytest.approx((11, 4.302653 / math.sqrt(3)))
+    assert mean - low == pytest.approx(high - mean)
+    assert arm_a["gap/eval/fid"][0] == pytest.approx(5.5)
+    table = markdown_table(records)
+    assert "| a | 3 | 11 ± 2.484 |" in table
+    text = latex_table(records)
+    assert text.count("\\\\") == 3
+    assert "11 $\\pm$ 2.484" in text

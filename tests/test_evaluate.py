@@ -1,0 +1,136 @@
+"""``wganlab evaluate`` and scheduled scores: by the command, on real runs."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, wganlab
+from wganlab.runs import Run
+
+SMALL = ["dataset.size=16", "model.generator.hidden=[16]", "model.critic.hidden=[16]", "logger=csv"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits with a classifier's scores, close diagnostics and held-out images."""
+    folder = tmp_path_factory.mktemp("user")
+    extra = ["extractor=classifier", "callbacks.diagnostics.closely=true", "hold_out=300", "hydra.run.dir=out"]
+    done = wganlab("train", "dataset=digits", *SMALL, *TINY, *extra, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "training a classifier of this data set" in done.stdout
+    assert "1,497 samples of 1x16x16" in done.stdout
+    return folder / "out"
+
+
+def test_scheduled_scores_and_their_protocol(run: Path) -> None:
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scored = [int(row["step"]) for row in rows if row["eval/fid"]]
+    assert scored == [6, 12]
+    for name in ("kid", "precision", "recall", "density", "coverage", "inception_score", "classes", "class_kl"):
+        assert rows[-1][f"eval/{name}"], name
+    protocol = json.loads((run / "protocol.json").read_text())
+    assert protocol["extractor"] == "classifier"
+    assert protocol["accuracy"] >= 0.97
+    assert (protocol["n"], protocol["images"]) == (64, 1497)
+    assert Run(run).problems == []
+
+
+def test_close_diagnostics(run: Path) -> None:
+    with open(run / "metrics.csv", newline="") as file:
+        *_, row = csv.DictReader(file)
+    value = {key: float(cell) for key, cell in row.items() if cell}
+    assert 0 < value["critic/gradient_norm"] <= value["critic/lipschitz_lower"] <= value["critic/lipschitz_upper"]
+    assert value["critic/slope_real"] <= value["critic/lipschitz_lower"]
+    assert value["critic/estimate_per_lipschitz"] <= value["eval/emd"] * 1.2
+    gap = value["critic/heldout_loss"] - value["critic/training_loss"]
+    assert abs(gap) < abs(value["critic/training_loss"])
+    for layer in ("features.1", "head.0"):
+        assert value[f"critic/layer_gradient/{layer}"] > 0
+        assert value[f"critic/layer_at_bound/{layer}"] == 0
+
+
+def evaluate(run: Path, *overrides: str) -> dict:
+    done = wganlab("evaluate", f"run={run}", "n=64", "images=400", *overrides, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    path = run.parent / done.stdout.rstrip().rpartition(": ")[2]
+    return json.loads(path.read_text())
+
+
+def test_evaluate_scores_a_checkpoint(run: Path) -> None:
+    first, again = evaluate(run), evaluate(run)
+    assert first == again
+    assert first["step"] == 12
+    assert first["scores"]["eval/fid"] > 0
+    assert first["scores"]["eval/memorisation"] > 0
+    assert first["scores"]["critic/lipschitz_lower"] <= first["scores"]["critic/lipschitz_upper"]
+    assert first["protocol"]["weights"] == json.loads((run / "protocol.json").read_text())["weights"]
+    assert (run / "evaluation" / f"last_{first['protocol']['id']}.png").is_file()
+    assert evaluate(run, "seed=1")["scores"]["eval/fid"] != first["scores"]["eval/fid"]
+
+
+def test_evaluate_on_held_out_samples_is_another_protocol(run: Path) -> None:
+    training, held_out = evaluate(run, "extractor=none"), evaluate(run, "split=held_out", "extractor=none")
+    assert training["protocol"]["id"] != held_out["protocol"]["id"]
+    assert held_out["protocol"]["split"] == "held_out"
+    assert training["scores"]["eval/emd"] != held_out["scores"]["eval/emd"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["checkpoint=first"], "checkpoint=first: "),
+        (["n=1"], "n=1: must be an integer > 1"),
+        (["split=test"], "split=test: must be one of training, held_out"),
+        (["extractor=inception", "extractor.weights=none.pth"], "extractor.weights=none.pth: no such file"),
+        (["dataset.sise=8"], "dataset.sise: unknown key"),
+        (["extractor=clasifier"], "extractor=clasifier"),
+    ],
+)
+def test_bad_input(overrides: list[str], expected: str, run: Path) -> None:
+    done = wganlab("evaluate", f"run={run}", *overrides, cwd=run.parent)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_held_out_and_other_data_are_refused(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    path = other / ".hydra" / "config.yaml"
+    path.write_text(path.read_text().replace("hold_out: 300", "hold_out: 200"))
+    done = wganlab("evaluate", f"run={other}", cwd=tmp_path)
+    assert "its data set is no longer the one that it was trained on" in done.stderr
+    path.write_text(path.read_text().replace("hold_out: 200", "hold_out: 0"))
+    done = wganlab("evaluate", f"run={other}", "split=held_out", cwd=tmp_path)
+    assert done.returncode == 2
+
+
+def test_points_have_modes_and_no_features(tmp_path: Path) -> None:
+    toy = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[8]", "model.critic.hidden=[8]", "logger=csv"]
+    done = wganlab("train", *toy, *TINY, "callbacks.diagnostics.closely=true", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out" / "metrics.csv", newline="") as file:
+        *_, row = csv.DictReader(file)
+    assert float(row["eval/w2"]) >= float(row["eval/emd"]), "W2 is never below W1"
+    assert 0 <= float(row["eval/modes"]) <= 8
+    assert -1 <= float(row["critic/value_density"]) <= 1
+    scores = evaluate(tmp_path / "out")["scores"]
+    assert "eval/fid" not in scores
+    assert {"eval/modes", "eval/high_quality", "eval/mode_kl", "eval/w2"} <= scores.keys()
+    refused = wganlab("train", *toy, "hold_out=5", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "hold_out=5: the data set is endless" in refused.stderr
+
+
+@pytest.mark.parametrize("hold_out", [1790, 5000])
+def test_too_few_samples_left_to_train_on(hold_out: int, tmp_path: Path) -> None:
+    done = wganlab("train", "dataset=digits", f"hold_out={hold_out}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        f"must be at most the {max(0, 1797 - hold_out)} samples of the data set less hold_out={hold_out}" in done.stderr
+    )
+    assert not (tmp_path / "outputs").exists()

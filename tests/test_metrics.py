@@ -1,0 +1,284 @@
+"""Metrics against closed forms, extractors against held-out images."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import config
+from wganlab.build import construct
+from wganlab.data.digits import Digits
+from wganlab.data.mnist import MNIST
+from wganlab.data.toys import Gaussians8, Gaussians25
+from wganlab.metrics import critic as of_critic
+from wganlab.metrics import features as of
+from wganlab.metrics.extractors import Classifier, Inception, accuracy, hash_of, train
+from wganlab.metrics.points import mode_scores
+from wganlab.networks.dcgan import Critic as ConvolutionalCritic
+from wganlab.networks.layers import FeatureCritic
+from wganlab.networks.mlp import Critic
+from wganlab.networks.resnet import Critic as ResidualCritic
+from wganlab.objectives import Wasserstein
+from wganlab.schema import ConfigError
+
+
+def normal(n: int, dim: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("source", [Gaussians8(), Gaussians25()])
+def test_modes_of_the_mixture_itself(source: Gaussians8) -> None:
+    points, _ = source.draw(50_000, torch.Generator().manual_seed(0))
+    scores = mode_scores(points, *source.modes())
+    assert scores["modes"] == len(source.centers)
+    assert scores["high_quality"] == pytest.approx(1 - math.exp(-4.5), abs=2e-3)
+    assert scores["mode_kl"] < 2e-3
+
+
+def test_modes_of_collapsed_and_of_lost_points() -> None:
+    centers, sd = Gaussians25().modes()
+    collapsed = mode_scores(centers[3].repeat(100, 1), centers, sd)
+    assert collapsed["modes"] == 1
+    assert collapsed["high_quality"] == 1
+    assert collapsed["mode_kl"] == pytest.approx(math.log(25))
+    between = mode_scores((centers[:1] + centers[1:2]) / 2, centers, sd)
+    assert (between["modes"], between["high_quality"]) == (0, 0)
+    assert all(math.isnan(score) for score in mode_scores(torch.tensor([[math.nan, 0.0]]), centers, sd).values())
+
+
+def test_frechet_distance_of_normal_distributions() -> None:
+    """|| mu1 - mu2 ||^2 + sum (sd1 - sd2)^2 for independent coordinates."""
+    real = normal(2000, 3)
+    real = (real - real.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(real.T.cov())).T  # exactly white
+    fake = 2 * real + torch.tensor([3.0, 0.0, 0.0])
+    assert of.frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    assert of.frechet_distance(real, fake) == pytest.approx(9 + 3 * (2 - 1) ** 2, rel=1e-6)
+
+
+def test_kernel_distance_is_unbiased_and_sees_a_shift() -> None:
+    real, same = normal(1000, 8), normal(1000, 8, seed=1)
+    assert abs(of.kernel_distance(real, same)) < 5e-3
+    assert of.kernel_distance(real, same + 1) > 0.1
+    before = torch.random.get_rng_state()
+    assert of.kernel_distance(real, same) == of.kernel_distance(real, same), "the subsets are always the same"
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_precision_and_recall_tell_lost_modes_from_lost_quality() -> None:
+    here, there = normal(200, 2) / 100, normal(200, 2, seed=1) / 100 + 10
+    both = torch.cat([here, there])
+    dropped = of.precision_recall(both, here[:100])
+    assert dropped["precision"] == 1
+    assert dropped["recall"] == pytest.approx(0.5, abs=0.1)
+    invented = of.precision_recall(here, both)
+    assert invented["precision"] == pytest.approx(0.5, abs=0.1)
+    assert invented["recall"] == 1
+
+
+def test_density_and_coverage() -> None:
+    real, fake = normal(1000, 4), normal(1000, 4, seed=1)
+    equal = of.density_coverage(real, fake)
+    assert equal["density"] == pytest.approx(1, abs=0.1)
+    # expectation of coverage for equal distributions (Naeem et al. 2020, equation 8): 1 - prod (N - j) / (2N - j)
+    n, k = 1000, 5
+    expected = 1 - math.prod((n - j) / (2 * n - j) for j in range(k))
+    assert equal["coverage"] == pytest.approx(expected, abs=0.02)
+    far = of.density_coverage(real, fake + 100)
+    assert far == {"density": 0, "coverage": 0}
+    assert of.density_coverage(real, real[:1].repeat(1000, 1))["coverage"] < 0.05
+
+
+def test_inception_and_class_scores() -> None:
+    sure = 50 * torch.eye(10).repeat(100, 1)
+    even = torch.full((10,), 0.1)
+    assert of.inception_score(sure) == pytest.approx(10, rel=0.05)
+    assert of.inception_score(torch.zeros(1000, 10)) == pytest.approx(1)
+    scores = of.class_scores(sure, even)
+    assert (scores["confident"], scores["classes"]) == (1, 10)
+    assert scores["class_kl"] == pytest.approx(0, abs=1e-6)
+    collapsed = of.class_scores(sure[:1].repeat(50, 1), even)
+    assert (collapsed["classes"], collapsed["class_kl"]) == (1, pytest.approx(math.log(10)))
+    unsure = of.class_scores(torch.zeros(10, 10), even)
+    assert (unsure["confident"], unsure["classes"]) == (0, 0)
+
+
+def test_nearest_and_memorisation() -> None:
+    random = torch.Generator().manual_seed(0)
+    training = torch.randint(256, (300, 1, 4, 4), generator=random, dtype=torch.uint8)
+    scaled = training.float() / 127.5 - 1
+    distances, which = of.nearest(scaled[[7, 250]], training, block=100)
+    assert which.tolist() == [7, 250]
+    assert distances.max() < 1e-2
+    apart, others = of.nearest(scaled, training, same=True, block=100)
+    exact = torch.cdist(scaled.flatten(1), scaled.flatten(1)).fill_diagonal_(math.inf).min(1)
+    assert torch.allclose(apart, exact.values, atol=1e-3)
+    assert torch.equal(others, exact.indices)
+    fresh = torch.randint(256, (300, 1, 4, 4), generator=random, dtype=torch.uint8).float() / 127.5 - 1
+    assert of.memorisation(fresh, training) == pytest.approx(1, abs=0.1)
+    assert of.memorisation(scaled[:50], training) < 0.01
+
+
+class Linear(nn.Module):
+    """f(x) = <w, x>, whose Lipschitz constant is || w ||."""
+
+    def __init__(self, weight: list[float]) -> None:
+        super().__init__()
+        last = nn.Linear(len(weight), 1)
+        last.weight.data = torch.tensor([weight])
+        self.layers = nn.Sequential(nn.Flatten(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(1)
+
+
+def test_both_bounds_are_exact_on_a_linear_critic() -> None:
+    critic = Linear([3.0, 4.0])
+    assert of_critic.lipschitz_lower_bound(critic, torch.randn(16, 2)) == pytest.approx(5, rel=1e-5)
+    assert of_critic.lipschitz_upper_bound(critic.layers) == pytest.approx(5, rel=1e-6)
+
+
+CRITICS: dict[str, tuple[FeatureCritic, tuple[int, ...]]] = {
+    "points": (Critic(shape=(2,), hidden=(16, 16)), (2,)),
+    "layer norm": (Critic(shape=(1, 8, 8), hidden=(16, 16), norm="layer"), (1, 8, 8)),
+    "batch norm, tanh": (Critic(shape=(1, 8, 8), hidden=(16, 16), norm="batch", output="tanh"), (1, 8, 8)),
+    "convolutions": (ConvolutionalCritic(shape=(1, 28, 28), n_filters=4), (1, 28, 28)),
+    "residual": (ResidualCritic(shape=(3, 16, 16), n_filters=4), (3, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_the_lower_bound_is_below_the_upper(name: str) -> None:
+    critic, shape = CRITICS[name]
+    critic.eval()
+    points = torch.randn(32, *shape, generator=torch.Generator().manual_seed(0))
+    lower, upper = of_critic.lipschitz_lower_bound(critic, points), of_critic.lipschitz_upper_bound(critic)
+    assert 0 < lower <= upper < math.inf
+
+
+def test_the_bound_of_a_convolution_is_above_its_operator_norm() -> None:
+    torch.manual_seed(0)
+    for stride, padding in ((1, 1), (2, 1), (1, 0)):
+        layer = nn.Conv2d(2, 3, 3, stride=stride, padding=padding, bias=False)
+        dense = torch.autograd.functional.jacobian(lambda x: layer(x).flatten(), torch.zeros(1, 2, 6, 6))  # noqa: B023
+        exact = torch.linalg.matrix_norm(dense.flatten(1), ord=2).item()
+        assert exact <= of_critic.lipschitz_upper_bound(layer) <= 3 * exact
+
+
+def test_what_has_no_bound_is_infinite() -> None:
+    assert of_critic.lipschitz_upper_bound(Critic(shape=(2,), minibatch_kernels=3)) == math.inf
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+def test_gradients_grow_by_the_factor_of_each_layer(factor: float) -> None:
+    """In a linear chain the gradient is multiplied by each layer on its way back."""
+    chain = [nn.Linear(1, 1, bias=False) for _ in range(5)]
+    for layer in chain:
+        layer.weight.data.fill_(factor)
+    layers = nn.Sequential(*chain, nn.Flatten(0))
+    norms = of_critic.layer_gradient_norms(layers, Wasserstein(), torch.ones(4, 1), torch.zeros(4, 1))
+    assert list(norms) == ["0", "1", "2", "3", "4"]
+    assert of_critic.growth(list(norms.values())) == pytest.approx(-math.log10(factor), abs=1e-4)
+    # d loss / d scores: 4 real scores of -1/4 each, 4 generated ones of 1/4
+    assert norms["4"] == pytest.approx(math.sqrt(8 * (1 / 4) ** 2))
+
+
+def test_weights_at_the_bound() -> None:
+    first, last = nn.Linear(2, 2), nn.Linear(2, 1)
+    first.weight.data = torch.tensor([[0.01, -0.01], [0.005, 0.01]])
+    last.weight.data.fill_(0.0)
+    critic = nn.Sequential(first, last)
+    assert of_critic.weights_at_bound(critic, 0.01) == {"0": 0.75, "1": 0.0}
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    source = Digits()
+    return source.load(), source.labels()
+
+
+def test_the_classifier_of_digits(digits: tuple[Tensor, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    samples, labels = digits
+    first = Classifier(cache=str(tmp_path / "cache"))
+    first.prepare(samples, labels, "digits")
+    assert first.accuracy >= 0.97
+    assert "training a classifier" in capsys.readouterr().out
+    again = Classifier(cache=str(tmp_path / "cache"))
+    again.prepare(samples, labels, "digits")
+    assert capsys.readouterr().out == "", "the second comes from the cache"
+    assert again.describe() == first.describe()
+    images = samples[:70].float() / 127.5 - 1
+    features, logits = again.features(images)
+    assert features.shape == (70, 128)
+    assert logits.shape == (70, 10)
+    assert (logits.argmax(1) == labels[:70]).float().mean() > 0.95
+
+
+def test_training_a_classifier_is_deterministic_and_leaves_no_trace(digits: tuple[Tensor, Tensor]) -> None:
+    samples, labels = digits
+    hashes, threads = set(), torch.get_num_threads()
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        torch.manual_seed(n)
+        before = torch.random.get_rng_state()
+        network, _ = train(samples, labels, 10, updates=10)
+        assert torch.equal(before, torch.random.get_rng_state())
+        assert torch.get_num_threads() == n
+        hashes.add(hash_of(*network.state_dict().values()))
+    torch.set_num_threads(threads)
+    assert len(hashes) == 1
+
+
+@pytest.mark.slow
+def test_the_classifier_of_mnist(real_data: Path, tmp_path: Path) -> None:
+    source, test = MNIST(root=str(real_data)), MNIST(root=str(real_data), train=False)
+    samples = source.load()
+    classifier = Classifier(cache=str(tmp_path))
+    classifier.prepare(samples, source.labels(), "mnist")
+    images = test.load()
+    assert accuracy(classifier.network, images, test.labels()) >= 0.99
+
+
+def test_data_that_no_classifier_can_learn_are_refused(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    samples, labels = digits
+    for images, classes, expected in (
+        (samples, None, "has no classes"),
+        (samples, torch.zeros_like(labels), "has 1 class,"),
+        (torch.zeros(10, 2), torch.arange(10), "is no images"),
+    ):
+        with pytest.raises(ConfigError, match=f"extractor=classifier: the data set {expected}"):
+            Classifier(cache=str(tmp_path)).prepare(images, classes, "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inception_without_weights_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(ConfigError, match=r"extractor.weights=null: cannot download weights-inception-2015") as error:
+        construct(config("extractor=inception"), "extractor")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"weights=nowhere\.pth: no such file"):
+        construct(config("extractor=inception", "extractor.weights=nowhere.pth"), "extractor")
+    (tmp_path / "torn.pth").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        construct(config("extractor=inception", f"extractor.weights={tmp_path}/torn.pth"), "extractor")
+
+
+def test_inception_with_a_file_of_weights(tmp_path: Path) -> None:
+    """The architecture of the published weights, here with random ones: they cannot be had offline."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    extractor = Inception(weights=str(tmp_path / "weights.pth"))
+    images = torch.rand(2, 1, 28, 28) * 2 - 1
+    extractor.prepare(images, None, "x")
+    features, logits = extractor.features(images)
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+    assert extractor.describe()["weights"] == hash_of(*network.state_dict().values())
