@@ -18,7 +18,10 @@ CHOICES = sorted(
 )
 
 #: The data that a model is for, where digits do not fit.
-FITTING = {"parallel_line": ["dataset=parallel_line"]}
+FITTING = {
+    "parallel_line": ["dataset=parallel_line"],
+    "drawn": ["dataset.size=32", "model.generator.width=0.1"],
+}
 NEED_FILES = [("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces")]
 
 
