@@ -88,7 +88,7 @@ def test_seeds_without_a_partner_and_runs_that_failed_are_left_out(tmp_path: Pat
     assert list(one.values) == ["1"]
     assert one.explained == "undecided (needs runs of two seeds at least)"
     (none,) = decide(read_claims([CLAIM], ["a", "b"], ""), [])
-    assert none.measured == "not run"
+    assert none.measured == "not measured"
 
 
 def test_where_narrows_and_other_sweeps_are_averaged(tmp_path: Path) -> None:

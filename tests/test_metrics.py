@@ -170,7 +170,7 @@ def test_what_has_no_bound_is_infinite() -> None:
     assert of_critic.lipschitz_upper_bound(Critic(shape=(2,), minibatch_kernels=3)) == math.inf
 
 
-@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("factor", [1e-12, 0.1, 1.0, 10.0])
 def test_gradients_grow_by_the_factor_of_each_layer(factor: float) -> None:
     """In a linear chain the gradient is multiplied by each layer on its way back."""
     chain = [nn.Linear(1, 1, bias=False) for _ in range(5)]
@@ -179,7 +179,7 @@ def test_gradients_grow_by_the_factor_of_each_layer(factor: float) -> None:
     layers = nn.Sequential(*chain, nn.Flatten(0))
     norms = of_critic.layer_gradient_norms(layers, Wasserstein(), torch.ones(4, 1), torch.zeros(4, 1))
     assert list(norms) == ["0", "1", "2", "3", "4"]
-    assert of_critic.growth(list(norms.values())) == pytest.approx(-math.log10(factor), abs=1e-4)
+    assert of_critic.growth(list(norms.values())) == pytest.approx(-math.log10(factor), abs=1e-4), "even below fp32"
     # d loss / d scores: 4 real scores of -1/4 each, 4 generated ones of 1/4
     assert norms["4"] == pytest.approx(math.sqrt(8 * (1 / 4) ** 2))
 

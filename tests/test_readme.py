@@ -33,9 +33,11 @@ def test_train_commands_compose(command: list[str]) -> None:
 
 
 def test_other_commands_are_known() -> None:
-    assert {command[1] for command in COMMANDS} == {"train", "study", "report", "sample"}
+    assert {command[1] for command in COMMANDS} == {"train", "study", "evaluate", "report", "sample"}
     (sample,) = [command[2:] for command in COMMANDS if command[1] == "sample"]
     assert compose_config("sample", sample).n == 64
+    (evaluate,) = [command[2:] for command in COMMANDS if command[1] == "evaluate"]
+    assert compose_config("evaluate", evaluate).images == 10_000
 
 
 PAGES = [*sorted((ROOT / "experiments").glob("*/README.md")), ROOT / "experiments" / "README.md"]
@@ -43,7 +45,7 @@ STUDIES = [
     shlex.split(line, comments=True)[2:]
     for text in (README, *(page.read_text() for page in PAGES))
     for line in text.splitlines()
-    if line.strip().startswith("wganlab study")
+    if line.strip().startswith("wganlab study") and not line.startswith(("wganlab study lr", "wganlab study --list"))
 ]
 STUDIES += [
     [name, *shlex.split(arguments)]
@@ -58,14 +60,31 @@ def test_study_commands_compose(command: list[str]) -> None:
     assert list(jobs(arguments[3:], multirun=True, config_dir=arguments[2]))
 
 
-def test_custom_loss_snippet_runs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def snippets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every file that README shows."""
+    folder = tmp_path_factory.mktemp("user")
     for _, block in BLOCKS:
-        name = re.match(r"# ([\w/]+\.(?:py|yaml))\n", block)
+        name = re.search(r"^# ([\w/]+\.(?:py|yaml))$", block, re.MULTILINE)
         if name:
-            path = tmp_path / name[1]
+            path = folder / name[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block)
-    assert {path.name for path in tmp_path.rglob("*.*")} == {"my_losses.py", "hinge.yaml"}
+    shown = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    arms = {"lr/study.yaml", "lr/arms/fast.yaml", "lr/arms/slow.yaml"}
+    assert shown == {"my_losses.py", "my_conf/loss/hinge.yaml", *arms}
+    return folder
+
+
+def test_the_study_of_ones_own_runs(snippets: Path) -> None:
+    (command,) = [c[1:] for c in COMMANDS if c[1:3] == ["study", "lr"]]
+    done = wganlab(*command, *TINY, "seed=0,1", "logger=csv", cwd=snippets)
+    assert done.returncode == 0, done.stderr
+    assert "A rate of 1e-3 is better than one of 1e-4 (a hunch)" in done.stdout
+
+
+def test_custom_loss_snippet_runs(snippets: Path) -> None:
+    tmp_path = snippets
     (command,) = [c[1:] for c in COMMANDS if "--config-dir" in c]
     done = wganlab(*command, *TINY, "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, wganlab, without_account
+from tests.test_claims import CLAIM
+from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
+from wganlab.report.claims import decide, read_claims
+from wganlab.study import publish
 
 
 def inspect(run: Path, *flags: str) -> str:
@@ -146,3 +150,18 @@ def test_wrong_settings_do_not_fail_a_run(setting: dict[str, str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "W&B is off" in done.stdout
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    found = synthetic_runs(tmp_path / "study", {"a": [10.0, 11.0, 12.0], "b": [20.0, 21.0, 22.5]})
+    verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found)
+    publish(tmp_path / "study", found, verdicts)
+    text = inspect(tmp_path / "study") + inspect(tmp_path / "study", "--summary")
+    assert '"verdicts"' in text
+    assert "A is better than B" in text
+    assert "holds" in text
+    assert "eval/fid" in text, "the curve"
+    (table,) = (tmp_path / "study").glob("wandb/offline-run-*/files/media/table/verdicts*.json")
+    assert json.loads(table.read_text())["data"][0][-1] == "holds"

@@ -119,18 +119,21 @@ def resume(arguments: Sequence[str]) -> None:
 
 def study(arguments: Sequence[str]) -> None:
     """Sweep the arms of a study, and compare them."""
-    from wganlab.study import arm_names, find_study, multirun, publish, read_study, studies, verdicts
+    from wganlab.study import arm_names, find_study, index, multirun, publish, read_study, studies, verdicts
 
     if not arguments or arguments[0] in ("-h", "--help", "--list"):
         print(
             "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=\n"
-            "name, compares them, and decides the claims of the study\n"
+            "name, compares them, and decides the claims of the study; --index prints all studies' outcomes\n"
         )
         for name, folder in studies().items():
             content = read_study(folder)
             print(f"{name}: {content['question']}\n    arms={','.join(arm_names(folder))}")
             if content.get("budgets"):
                 print(f"    budget={','.join(content['budgets'])}")
+        return
+    if list(arguments) == ["--index"]:
+        print(index(), end="")
         return
     if flags := [argument for argument in arguments if argument.startswith("-")]:
         sys.exit(refuse(f"{' '.join(flags)}: a study takes key=value only"))

@@ -4,7 +4,9 @@ A study is a folder with study.yaml (see :func:`settings`) and arms/, a Hydra co
 arm is ``# @package _global_``: it may override whatever conf/train.yaml composes.
 """
 
+import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,26 @@ def read_study(folder: Path) -> dict:
 def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
     """What the runs of a study say of its claims."""
     return decide(read_claims(read_study(folder).get("claims") or (), arm_names(folder), str(folder)), runs)
+
+
+def index() -> str:
+    """Every study in a Markdown table: question, verdicts, cost, date and commit, from the verdicts.json beside it."""
+    lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
+    for name, folder in studies().items():
+        question = read_study(folder)["question"]
+        path = folder / "verdicts.json"
+        found = json.loads(path.read_text()) if path.is_file() else None
+        cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
+    """Verdicts, cost, date and commit, as :func:`index` shows them."""
+    counts = Counter(claim["verdict"] for claim in found["claims"])
+    verdicts = ", ".join(f"{n} {word}" for word, n in counts.items())
+    cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
+    return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
 
 
 def publish(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:

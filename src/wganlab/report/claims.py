@@ -143,7 +143,7 @@ class Verdict:
         """Mean and 95% interval over the seeds, in words."""
         mean, low, high = interval(list(self.values.values()))
         if not self.values:
-            return "not run"
+            return "not measured"
         return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(self.values) > 1 else "")
 
     def record(self) -> dict[str, Any]:

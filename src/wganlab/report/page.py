@@ -17,6 +17,9 @@ from wganlab.report.claims import Verdict, conclusion, verdict_table
 from wganlab.report.compare import ABSENT, arms, by_arm, by_protocol, differing_keys, results, select, to_csv
 from wganlab.runs import Run
 
+#: Scores of which the best and the gap are tabulated, too.
+FIGURES_OF_MERIT = ("eval/fid", "eval/modes", "eval/classes")
+
 #: Column of the page's table -> (heading, format, what it means).
 TABLE: dict[str, tuple[str, str, str]] = {
     "final/eval/emd": (
@@ -25,18 +28,17 @@ TABLE: dict[str, tuple[str, str, str]] = {
         "exact earth mover's distance to real images after the last step",
     ),
     "best/eval/emd": ("lowest EMD", ".2f", "smallest such distance during the run"),
+    "gap/eval/emd": ("EMD last − best", ".2f", "how far it has collapsed since its best"),
     **{
         f"{when}/{name}": (title, metric.form, meaning)
         for name, metric in METRICS.items()
         if name.startswith("eval/") and name != "eval/emd"
         for when, title, meaning in (
             ("final", metric.title, "after the last step"),
-            *(
-                [("best", f"best {metric.title[0].lower()}{metric.title[1:]}", "during the run")]
-                if metric.better
-                else []
-            ),
+            ("best", f"{metric.title}, best", "during the run"),
+            ("gap", f"{metric.title}, last − best", "how far it has collapsed since its best"),
         )
+        if when == "final" or name in FIGURES_OF_MERIT
     },
     "final/critic/wasserstein_estimate": ("W estimate", ".4g", "mean real score minus mean fake score"),
     "final/critic/loss": ("critic loss", ".4g", "last value, penalty included"),
