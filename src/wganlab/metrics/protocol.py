@@ -34,7 +34,7 @@ class Protocol:
         They are samples of the stream, or ``real`` (m, *shape), as stored; ``split`` says which, for the record.
         """
         self.stream, self.split = stream, split
-        wanted = max(2 * self.n, self.images)
+        wanted = max(2 * self.n, self.images if self.extractor else 0)
         samples = to_unit_range(stream.reference(wanted) if real is None else real[:wanted])
         half = min(self.n, len(samples) // 2)
         self.real, others = samples[:half], samples[half : 2 * half]
@@ -84,6 +84,6 @@ class Protocol:
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
         if self.extractor and self.real.dim() == 4:
-            content |= self.extractor.describe() | {"images": len(self.real_features)}
+            content |= self.extractor.describe() | {"images": len(self.real_features), "generated": self.images}
         hashed = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4)
         return {"id": hashed.hexdigest()} | content
