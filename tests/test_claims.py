@@ -86,7 +86,7 @@ def test_seeds_without_a_partner_and_runs_that_failed_are_left_out(tmp_path: Pat
     (tmp_path / "arms=a,seed=0" / "status.json").write_text(json.dumps({"state": "failed"}))
     (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), find_runs([tmp_path]))
     assert list(one.values) == ["1"]
-    assert one.explained == "undecided (needs runs of two seeds at least)"
+    assert one.explained == "undecided (seeds with eval/fid: 1; it takes two)"
     (none,) = decide(read_claims([CLAIM], ["a", "b"], ""), [])
     assert none.measured == "not measured"
 

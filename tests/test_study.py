@@ -18,6 +18,7 @@ from wganlab.study import arm_names, find_study, multirun, read_study, studies
 STAND_IN = {
     "s1_dcgan_mnist": ["dataset=digits"],
     "s2_mlp_mnist": ["dataset=digits"],
+    "clip_vs_penalty_mnist": ["dataset=digits"],
     "s3_cifar_horses": ["dataset=digits", "dataset.size=32"],
     "s4_anime_faces": ["dataset=digits", "dataset.size=64"],
 }

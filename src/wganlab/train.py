@@ -6,8 +6,8 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -148,25 +148,34 @@ def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dic
     announce(config, module, stream, trainer)
     if saved:
         check_continuation(saved, module.fingerprint)
-    exit_code, summary = 1, None
-    try:
-        if isinstance(logger, WandbLogger):
-            identity = run_identity(folder) | {"id": wandb_id}
-            started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
-            trainer.loggers = [logger] if started else []
+    with recorded(logger, trainer, config, folder, wandb_id) as summary:
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
         if saved and saved["global_step"] >= steps:  # killed between its last step and its summary
             history.restore(folder, steps)
         else:
             with interruption:
                 continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
-        summary = summarise(module, history, trainer) | {"compiled": bool(compilation.decided)}
-        write_json(folder / "summary.json", summary)
-        exit_code = 0
+        found = summarise(module, history, trainer) | {"compiled": bool(compilation.decided)}
+        write_json(folder / "summary.json", found)
+        summary |= found
+    return summary
+
+
+@contextmanager
+def recorded(
+    logger: Any, trainer: pl.Trainer, config: DictConfig, folder: Path, wandb_id: str | None
+) -> Iterator[dict[str, Any]]:
+    """W&B's run, where there is one: it ends with the summary that is put into the dict, or as failed without."""
+    summary: dict[str, Any] = {}
+    try:
+        if isinstance(logger, WandbLogger):
+            identity = run_identity(folder) | {"id": wandb_id}
+            started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
+            trainer.loggers = [logger] if started else []
+        yield summary
     finally:
         if isinstance(logger, WandbLogger):
-            logger.finish(summary, exit_code)
-    return summary
+            logger.finish(summary or None, 0 if summary else 1)
 
 
 def continue_or_begin(

@@ -133,7 +133,7 @@ class Verdict:
         if self.word != "undecided":
             return self.word
         if len(self.values) < 2:
-            return "undecided (needs runs of two seeds at least)"
+            return f"undecided (seeds with {self.claim.metric}: {len(self.values)}; it takes two)"
         if self.more_seeds is None:
             return "undecided (a thousand seeds would not decide it)"
         return f"undecided (about {max(1, self.more_seeds)} more seeds)"
