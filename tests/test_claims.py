@@ -56,7 +56,7 @@ def test_noise_is_undecided_and_says_how_many_seeds_would_do(tmp_path: Path) -> 
     (found,) = decide(read_claims([CLAIM], ["a", "b"], "study.yaml"), runs(tmp_path, values))
     assert found.word == "undecided"
     assert found.more_seeds is not None
-    assert f"about {found.more_seeds} more seeds" in found.explained
+    assert f"about {found.more_seeds} more seed" in found.explained
     assert "| **undecided" in verdict_table([found])
 
 

@@ -252,13 +252,20 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
         const first = grids(), shown = document.getElementById("shown").textContent;
         slider.value = slider.max;
         slider.dispatchEvent(new Event("input"));
+        const loaded = [...document.images].every((image) => image.complete && image.naturalWidth > 50);
+        const back = grids(), box = document.getElementById("by-time");
+        box.checked = true;
+        box.dispatchEvent(new Event("change"));
+        const timed = grids(), time = document.getElementById("shown").textContent;
         return {
-          shown, equal: first[0] === first[1], moved: first[0] !== last[0], back: grids()[0] === last[0],
+          time, fastest: timed.findIndex((grid, i) => grid === last[i]),
+          later: timed.some((grid, i) => grid !== first[i]), shown,
+          equal: first[0] === first[1], moved: first[0] !== last[0],
+          back: back[0] === last[0],
           rows: document.querySelectorAll("#results tbody tr").length,
           cells: [...document.querySelectorAll("#results td")].map((cell) => cell.textContent),
           figures: [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().height),
-          loaded: [...document.images].every((image) => image.complete && image.naturalWidth > 50),
-          text: document.body.textContent,
+          loaded, text: document.body.textContent,
         };
         """,
         1200,
@@ -268,6 +275,10 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["equal"], "the arms begin with the same weights, so with the same samples"
     assert seen["moved"]
     assert seen["back"]
+    ended = [find_runs([sweep / f"loss={loss}"])[0].rows[-1]["seconds"] for loss in ("gan", "wgan_clip", "wgan_gp")]
+    assert seen["time"] == f"{min(ended):.1f} s", "as far as the fastest run got"
+    assert seen["fastest"] == ended.index(min(ended))
+    assert seen["later"]
     assert seen["loaded"]
     assert seen["rows"] == 3
     assert "completed" in seen["cells"]

@@ -75,7 +75,7 @@ def main(overrides: Sequence[str]) -> None:
     for name, value in scores.items():
         metric = METRICS.get(name)
         if metric:
-            print(f"{name:28} {value:{metric.form}}".ljust(42) + metric.title)
+            print(f"{name:30} {value:{metric.form}}".ljust(44) + metric.title)
     print(f"{config.checkpoint}.ckpt of step {step}, protocol {description['id']}: {os.path.relpath(path)}")
 
 

@@ -136,7 +136,8 @@ class Verdict:
             return f"undecided (seeds with {self.claim.metric}: {len(self.values)}; it takes two)"
         if self.more_seeds is None:
             return "undecided (a thousand seeds would not decide it)"
-        return f"undecided (about {max(1, self.more_seeds)} more seeds)"
+        more = max(1, self.more_seeds)
+        return f"undecided (about {more} more seed{'s' * (more > 1)})"
 
     @property
     def measured(self) -> str:
