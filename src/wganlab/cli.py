@@ -170,7 +170,11 @@ def report(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders that hold runs")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: PATH if there is one, else ./report)")
-    parser.add_argument("--export", metavar="DIR", help="also write table.md, samples.png and the curves as SVG there")
+    parser.add_argument(
+        "--export",
+        metavar="DIR",
+        help="also write tables (Markdown, LaTeX), samples.png and curves (SVG)",
+    )
     options = one_line_errors(parser).parse_args(arguments)
     from wganlab.report.page import export, write_report
     from wganlab.runs import find_runs
