@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from wganlab.data.stream import to_unit_range
 from wganlab.lipschitz import Unconstrained
+from wganlab.networks.layers import evaluating
 from wganlab.objectives import FeatureMatching, Objective
 
 Latent = Literal["normal", "uniform"]
@@ -101,6 +102,13 @@ class AdversarialModule(LightningModule):
         """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own."""
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
         return sample_latents(n, self.latent_dim, self.latent, **options)
+
+    @torch.no_grad()
+    def generate(self, n: int, *, seed: int = 0) -> Tensor:
+        """n samples (n, *shape) of the generator in inference mode, always the same for a seed and its weights."""
+        latents = self.latents(n, generator=torch.Generator(self.device).manual_seed(seed))
+        with evaluating(self.generator):
+            return torch.cat([self.generator(part) for part in latents.split(512)])
 
     def critic_latents(self, real: Tensor) -> Tensor:
         """Latents of the critic step on ``real``."""

@@ -20,6 +20,7 @@ from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import written_key
 from wganlab.data import Source, size
+from wganlab.data.stream import BatchStream, EndlessStream
 from wganlab.schema import ConfigError, check_call, check_targets, is_node
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -207,3 +208,46 @@ def generator_steps(config: DictConfig) -> int:
     if config.images is None:
         return config.steps
     return math.ceil(config.images / (config.loss.n_critic * config.batch_size))
+
+
+def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch.device) -> BatchStream:
+    """Read the data, or get ready to draw them."""
+    options: dict[str, Any] = {
+        "device": device,
+        "batch_size": config.batch_size,
+        "n_critic": n_critic,
+        "steps": generator_steps(config),
+        "seed": config.seed,
+    }
+    if size(source) is None:
+        return EndlessStream(source, **options)
+    with objections(config, "dataset"):
+        samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
+    with objections(config, ""):  # broken files may have left fewer samples than a batch
+        return BatchStream(
+            samples[kept] if len(held_out) else samples,
+            source=source,
+            labels=labels if labels is None else labels[kept],
+            held_out=samples[held_out],
+            flip=getattr(source, "flip", False),
+            **options,
+        )
+
+
+#: The samples and labels that were read last, by the config of their data set.
+LAST_READ: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+
+def read_once(source: Source, described: str) -> tuple[Tensor, Tensor | None]:
+    """All samples of a source, and their labels; jobs of a sweep that ask for the same in one process share them."""
+    if described not in LAST_READ:
+        LAST_READ.clear()  # before the next are read: never two at a time
+        LAST_READ[described] = source.load(), source.labels()
+    return LAST_READ[described]
+
+
+def hold_out(n: int, held_out: int) -> tuple[Tensor, Tensor]:
+    """Which of n samples are trained on, and which are not: row numbers, always the same ones."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return order[held_out:].sort().values, order[:held_out].sort().values

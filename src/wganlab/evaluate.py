@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import Seed, build_module, check, construct
+from wganlab.build import Seed, build_module, check, construct, open_stream
 from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.callbacks.diagnostics import inspect
 from wganlab.config import compose_config, quote_paths, without_hydra
@@ -25,7 +26,6 @@ from wganlab.networks.layers import evaluating
 from wganlab.pictures import save_grid
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call, check_targets
-from wganlab.train import open_stream
 
 #: Samples whose nearest training images are shown.
 SHOWN = 16
@@ -124,13 +124,8 @@ def real_samples(trained: DictConfig, config: DictConfig, stream: BatchStream) -
 @torch.no_grad()
 def evaluate(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[dict[str, float], Tensor]:
     """Scores of a module in inference mode, and what it generated."""
-
-    def draw(n: int) -> Tensor:
-        latents = module.latents(n, generator=torch.Generator().manual_seed(seed))
-        return torch.cat([module.generator(part) for part in latents.split(512)])
-
-    scores = protocol.scores(draw)
-    real, fake = protocol.real, draw(len(protocol.real))
+    scores = protocol.scores(partial(module.generate, seed=seed))
+    real, fake = protocol.real, module.generate(len(protocol.real), seed=seed)
     if fake.dim() == 4:
         scores["eval/memorisation"] = memorisation(fake, protocol.stream.samples)
     points = interpolate(real, fake, generator=torch.Generator().manual_seed(seed))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
@@ -12,7 +11,6 @@ from wganlab.callbacks import is_due
 from wganlab.files import write_json
 from wganlab.metrics.extractors import Extractor
 from wganlab.metrics.protocol import Protocol
-from wganlab.networks.layers import evaluating
 
 
 class Evaluation(Callback):
@@ -42,13 +40,5 @@ class Evaluation(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
-        if not is_due(trainer, self.every):
-            return
-
-        def draw(n: int) -> Tensor:
-            private = torch.Generator(module.device).manual_seed(0)
-            latents = module.latents(n, generator=private)
-            return torch.cat([module.generator(part) for part in latents.split(512)])
-
-        with evaluating(module.generator), torch.no_grad():
-            module.observed |= self.protocol.scores(draw)
+        if is_due(trainer, self.every):
+            module.observed |= self.protocol.scores(module.generate)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
@@ -33,12 +32,10 @@ class Samples(Callback):
             self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: AdversarialModule) -> None:
-        private = torch.Generator(module.device).manual_seed(0)
         path = Path(trainer.default_root_dir, "samples", f"step_{trainer.global_step:08d}.png")
         real = module.scaled(trainer.train_dataloader.reference(self.n))  # type: ignore[union-attr]
-        with evaluating(module.generator, module.critic), torch.no_grad():
-            fake = module.generator(module.latents(self.n, generator=private))
-            save_samples(fake, path, real=real, critic=module.critic)
+        with evaluating(module.critic):
+            save_samples(module.generate(self.n), path, real=real, critic=module.critic)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [str(path)], step=trainer.global_step)

@@ -74,29 +74,8 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
         axes = figure.add_subplot()
         for arm, colour in colours(arms).items():
             members = [series[i] for i in series if arms[i] == arm]
-            aligned = len({len(steps) for steps, _ in members}) == 1
-            banded = aligned and len(members) > 2
-            for steps, values in members if not banded else ():
-                alone = len(members) == 1
-                label = arm if alone else None
-                axes.plot(
-                    steps,
-                    values,
-                    color=colour,
-                    lw=1.4 if alone else 0.6,
-                    alpha=1 if alone else 0.5,
-                    label=label,
-                )
             seeds = {str(runs[i].config.get("seed")) for i in series if arms[i] == arm}
-            what = f"{len(members)} {'seeds' if len(seeds) == len(members) else 'runs'}"
-            if len(members) > 1 and aligned:
-                steps = members[0][0]
-                mean, low, high = np.transpose(
-                    [interval(values) for values in zip(*(v for _, v in members), strict=True)]
-                )
-                axes.plot(steps, mean, color=colour, lw=1.6, label=f"{arm} (mean of {what})")
-                if banded:
-                    axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+            _curves(axes, members, arm, colour, "seeds" if len(seeds) == len(members) else "runs")
         _scale(axes, list(series.values()))
         perfect = {row["eval/emd_real"] for run in runs for row in run.rows if "eval/emd_real" in row}
         if metric == "eval/emd" and len(perfect) == 1:
@@ -108,6 +87,22 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
             axes.legend(fontsize=8)
         _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
     return figure
+
+
+def _curves(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, called: str) -> None:
+    """The runs of one arm, each an array (2, points) of steps and values: a line, lines and mean, or mean and band."""
+    aligned = len({len(steps) for steps, _ in members}) == 1
+    banded, alone = aligned and len(members) > 2, len(members) == 1
+    for steps, values in members if not banded else ():
+        axes.plot(steps, values, color=colour, lw=1.4 if alone else 0.6, alpha=1 if alone else 0.5,
+                  label=arm if alone else None)  # fmt: skip
+    if alone or not aligned:
+        return
+    steps = members[0][0]
+    mean, low, high = np.transpose([interval(values) for values in zip(*(v for _, v in members), strict=True)])
+    axes.plot(steps, mean, color=colour, lw=1.6, label=f"{arm} (mean of {len(members)} {called})")
+    if banded:
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
 
 
 def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:

@@ -153,17 +153,7 @@ def render(
     colours = figures.colours(names)
     curves = [figures.learning_curve(metric, runs, names) for metric in METRICS]
     curves += [figures.every_seed(metric, runs, names) for metric in figures.JUDGED]
-    panels = [
-        {
-            "arm": name,
-            "seed": run.config.get("seed"),
-            "colour": colours[name],
-            "samples": {step: data_uri(path) for step, path in run.samples.items()},
-            "seconds": {step: seconds_at(run, step) for step in run.samples},
-            "histogram": histogram(run, colours[name]),
-        }
-        for run, name in zip(runs, names, strict=True)
-    ]
+    panels = [panel(run, name, colours[name]) for run, name in zip(runs, names, strict=True)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wganlab.report", "."),
         autoescape=True,
@@ -193,6 +183,18 @@ def render(
         seconds_json=json.dumps([panel["seconds"] for panel in panels]),
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def panel(run: Run, arm: str, colour: str) -> dict[str, Any]:
+    """What the page shows of one run beside its row in the table."""
+    return {
+        "arm": arm,
+        "seed": run.config.get("seed"),
+        "colour": colour,
+        "samples": {step: data_uri(path) for step, path in run.samples.items()},
+        "seconds": {step: seconds_at(run, step) for step in run.samples},
+        "histogram": histogram(run, colour),
+    }
 
 
 def describe(runs: Sequence[Run], protocol: str | None) -> str:
