@@ -21,6 +21,7 @@ from wganlab.callbacks.compilation import Compile
 from wganlab.config import written_key
 from wganlab.data import Source, size
 from wganlab.data.stream import BatchStream, EndlessStream
+from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call, check_targets, is_node
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -201,6 +202,17 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError("loss.optimizer", f": {error}") from error
     return module
+
+
+def trained_config(run: Run, purpose: str) -> DictConfig:
+    """The config that a run was trained with. Raises ConfigError where there is none, or no generator was trained."""
+    if "model" not in run.config:
+        raise ConfigError("run", f"={run.folder}: its .hydra/config.yaml is damaged")
+    if run.choices.get("training") == "fixed_generator":
+        raise ConfigError(
+            "run", f"={run.folder}: its generator was fixed (training=fixed_generator); nothing to {purpose}"
+        )
+    return OmegaConf.create(run.config)
 
 
 def generator_steps(config: DictConfig) -> int:

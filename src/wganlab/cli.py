@@ -154,7 +154,7 @@ def study(arguments: Sequence[str]) -> None:
         for verdict in found:
             print(f"{verdict.explained}: {verdict.claim.says} ({verdict.claim.source})")
             print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
-        print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(sweep_dir)}/index.html")
+        print(compared(runs, sweep_dir))
         if found and any((run.folder / "wandb").is_dir() for run in runs):
             publish(Path(sweep_dir), runs, found)
     if code:
@@ -184,7 +184,12 @@ def report(arguments: Sequence[str]) -> None:
     write_report(runs, Path(output))
     if options.export:
         export(runs, Path(options.export))
-    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html")
+    print(compared(runs, output))
+
+
+def compared(runs: Sequence[Any], output: str) -> str:
+    """Where the page is."""
+    return f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html"
 
 
 def evaluate(arguments: Sequence[str]) -> None:

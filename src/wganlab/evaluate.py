@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import Seed, build_module, check, construct, open_stream
+from wganlab.build import Seed, build_module, check, construct, open_stream, trained_config
 from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.callbacks.diagnostics import inspect
 from wganlab.config import compose_config, quote_paths, without_hydra
@@ -54,13 +54,9 @@ def main(overrides: Sequence[str]) -> None:
     check_call(settings, plain, "")
     check_targets(plain, {})
     run = Run.open(config.run)
-    if "model" not in run.config:
-        raise ConfigError("run", f"={config.run}: its .hydra/config.yaml is damaged")
-    if run.choices.get("training") == "fixed_generator":
-        raise ConfigError("run", f"={config.run}: its generator was fixed (training=fixed_generator); nothing to score")
+    trained = trained_config(run, "score")
     extractor = construct(config, "extractor") if config.extractor else None
     protocol = Protocol(n=config.n, images=config.images, extractor=extractor)
-    trained: DictConfig = OmegaConf.create(run.config)
     module, stream, step = load(trained, run.checkpoint(config.checkpoint))
     protocol.prepare(stream, real_samples(trained, config, stream), split=described_split(config))
     scores, fake = evaluate(module, protocol, config.seed)

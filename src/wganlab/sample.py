@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
 from wganlab.adversarial import sample_latents
-from wganlab.build import Seed, construct
+from wganlab.build import Seed, construct, trained_config
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
@@ -42,11 +42,7 @@ def main(overrides: Sequence[str]) -> None:
         raise ConfigError("run", ": is missing; give a run folder, as in wganlab sample run=PATH n=64")
     check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
     run = Run.open(config.run)
-    if "model" not in run.config:
-        raise ConfigError("run", f"={config.run}: its .hydra/config.yaml is damaged")
-    trained: DictConfig = OmegaConf.create(run.config)
-    if run.choices.get("training") == "fixed_generator":
-        raise ConfigError("run", f"={config.run}: its generator was fixed (training=fixed_generator); nothing to draw")
+    trained = trained_config(run, "draw")
     generator = load_generator(trained, run.checkpoint(config.checkpoint))
     output = Path(config.output)
     check_output(output)

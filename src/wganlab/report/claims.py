@@ -10,7 +10,7 @@ from pydantic import Field
 from scipy.stats import spearmanr
 
 from wganlab.metrics import METRICS
-from wganlab.report.compare import select
+from wganlab.report.compare import setting
 from wganlab.runs import Run, final_and_best
 from wganlab.schema import ConfigError, check_call
 from wganlab.statistics import ALPHA, between, holm, interval, seeds_needed
@@ -222,8 +222,3 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 def arm_of(run: Run) -> str | None:
     """The arm of a study that a run belongs to."""
     return run.overrides.get("arms")
-
-
-def setting(run: Run, key: str) -> str:
-    """What a run has at a key: a choice of a config group, or a value."""
-    return str(run.overrides.get(key) or run.choices.get(key) or select(run.config, key))

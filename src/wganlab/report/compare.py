@@ -39,12 +39,7 @@ def arms(runs: Sequence[Run]) -> list[str]:
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
     columns: dict[str, list[str]] = {}
     for key in given:
-        # a budget may have been raised since
-        given_as = [{} if key in ("steps", "images") else run.overrides for run in runs]
-        values = [
-            overrides.get(key) or run.choices.get(key) or str(select(run.config, key))
-            for run, overrides in zip(runs, given_as, strict=True)
-        ]
+        values = [setting(run, key) for run in runs]
         if len(set(values)) > 1:
             columns[key] = values
     contents = list(zip(*differing.values(), strict=True)) or [()] * len(runs)
@@ -54,6 +49,12 @@ def arms(runs: Sequence[Run]) -> list[str]:
     shown = [(row, "" if key == "arms" else f"{key}=") for key, row in columns.items()]
     names = [", ".join(f"{prefix}{row[i]}" for row, prefix in shown) for i in range(len(runs))]
     return [name or identity(run) for name, run in zip(names, runs, strict=True)]
+
+
+def setting(run: Run, key: str) -> str:
+    """What a run has at a key: what its command line said, a choice of a config group, or a value."""
+    given = {} if key in ("steps", "images") else run.overrides  # a budget may have been raised since
+    return given.get(key) or run.choices.get(key) or str(select(run.config, key))
 
 
 def identity(run: Run) -> str:
