@@ -186,7 +186,7 @@ def test_a_gradient_in_another_layout_is_laid_out_as_its_parameter() -> None:
     module = build_module(settings, construct(settings, "dataset")).to(memory_format=torch.channels_last)
     _, optimizer = module.configure_optimizers()
     wanted = [torch.randn_like(weight) for weight in module.weights["critic"]]
-    module.update("critic", optimizer, [gradient.contiguous() for gradient in wanted])
+    module.update("critic", optimizer, [gradient.contiguous() for gradient in wanted], ())
     for parameter, gradient in zip(module.weights["critic"], wanted, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()

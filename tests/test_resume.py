@@ -99,6 +99,7 @@ def interrupted_then_continued(settings: DictConfig, folder: Path, at: int) -> d
         (["loss=wgan_gp", *TOY], 13),
         (["loss=wgan_clip", *TOY], 15),
         (["loss=wgan_gp", "training=shared_pass"], 13),
+        (["loss=wgan_gp", "precision=64-true"], 13),
         (["loss=wgan_gp", "training=fixed_generator", *TOY], 13),
         (["loss=wgan_gp"], 3),  # before the first checkpoint
     ],

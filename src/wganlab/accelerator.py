@@ -12,8 +12,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
+
+from wganlab import ranks
 
 # Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
 # every optimizer step of torch then looks for NVIDIA's library anew, which takes longer than a small step itself.
@@ -26,9 +30,11 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16", "64-true"]
 def build_trainer(
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-    devices: Literal[1] = 1,
+    devices: PositiveInt = 1,
+    nodes: PositiveInt = 1,
     precision: Precision = "32-true",
-    strategy: Literal["auto"] = "auto",
+    strategy: Literal["auto", "ddp"] = "auto",
+    sync_batchnorm: bool = False,
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
     deterministic: bool = False,
     max_steps: int = -1,
@@ -38,18 +44,27 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
 
+    Several ``devices``, on each of several ``nodes``, share every batch; only a rank's process (:mod:`wganlab.ranks`)
+    gets a Trainer of several. ``sync_batchnorm`` takes the statistics of batch norm over the whole batch, not over the
+    share of a device.
+
     ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy and is faster, else "highest".
     ``deterministic`` makes torch refuse kernels whose results vary from run to run; only GPUs have such.
     Raises ValueError when the machine has no such accelerator.
     """
     quiet_lightning()
-    check_machine(accelerator, precision)
+    check_machine(accelerator, precision, devices)
+    plugins: list[Any] = [LightningEnvironment()] if ranks.HERE.of > 1 else []
+    if ranks.HERE.of > 1 and sync_batchnorm:
+        plugins.append(ranks.SyncBatchNorm())
     trainer = Trainer(
         accelerator=accelerator,
-        devices=devices,
+        devices=devices if ranks.HERE.of > 1 else 1,
+        num_nodes=nodes if ranks.HERE.of > 1 else 1,
         precision="bf16-mixed" if precision == "bf16" else precision,
-        strategy=strategy,
+        strategy="ddp" if ranks.HERE.of > 1 else "auto",
+        plugins=plugins,
         deterministic=deterministic,
         max_steps=max_steps,
         max_epochs=-1,
@@ -68,12 +83,15 @@ def build_trainer(
     return trainer
 
 
-def check_machine(accelerator: str, precision: str) -> None:
+def check_machine(accelerator: str, precision: str, devices: int) -> None:
     """Raises ValueError when this machine cannot compute so."""
     if accelerator not in available():
         raise ValueError(f"accelerator={accelerator}: this machine has none; allowed here: {', '.join(available())}")
     if precision == "16-mixed" and (accelerator == "cpu" or "gpu" not in available()):
         raise ValueError("precision=16-mixed: needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
+    gpus = 0 if accelerator == "cpu" or "gpu" not in available() else max(1, torch.cuda.device_count())
+    if gpus and devices > gpus:
+        raise ValueError(f"devices={devices}: this machine has {gpus} GPUs; allowed are at most so many")
 
 
 def available() -> list[str]:

@@ -15,6 +15,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from wganlab import ranks
 from wganlab.data.stream import to_unit_range
 from wganlab.lipschitz import Unconstrained
 from wganlab.networks.layers import evaluating
@@ -99,8 +100,13 @@ class AdversarialModule(LightningModule):
         self._generator_window = [value.to(self.device) for value in generator]
 
     def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own."""
+        """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own.
+
+        Without one they are a rank's share of what all ranks draw.
+        """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
+        if generator is None:
+            return ranks.share(sample_latents(n * ranks.HERE.of, self.latent_dim, self.latent, **options))
         return sample_latents(n, self.latent_dim, self.latent, **options)
 
     @torch.no_grad()
@@ -151,8 +157,7 @@ class AdversarialModule(LightningModule):
     def descend(self, name: str, optimizer: Any, real: Tensor, latents: Tensor) -> Noted:
         """One optimizer step of a network down the gradient of its objective; returns what is to be noted of it."""
         gradients, noted = self.compiled.get(name, functools.partial(self.differentiate, name))(real, latents)
-        self.update(name, optimizer, gradients)
-        return noted
+        return self.update(name, optimizer, gradients, noted)
 
     def differentiate(self, name: str, real: Tensor, latents: Tensor) -> tuple[Sequence[Tensor | None], Noted]:
         """The gradient of a network's objective, one tensor per parameter, and what is to be noted of the objective."""
@@ -164,14 +169,17 @@ class AdversarialModule(LightningModule):
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         return torch.autograd.grad(scaled, self.weights[name], retain_graph=again, allow_unused=True)
 
-    def update(self, name: str, optimizer: Any, gradients: Sequence[Tensor | None]) -> None:
-        """Step the optimizer of a network with these gradients."""
+    def update(self, name: str, optimizer: Any, gradients: Sequence[Tensor | None], noted: Noted) -> Noted:
+        """Step the optimizer of a network with these gradients, and return what was noted: means over all ranks."""
+        averaged = ranks.mean([*gradients, *noted])
+        gradients, noted = averaged[: len(gradients)], tuple(averaged[len(gradients) :])
         for parameter, gradient in zip(self.weights[name], gradients, strict=True):
             # autograd.grad and compiled code may lay a gradient out in another way; fused optimizers would not notice
             if gradient is not None and gradient.stride() != parameter.stride():
                 gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient
         optimizer.step()
+        return noted
 
     @functools.cached_property
     def weights(self) -> dict[str, list[nn.Parameter]]:
@@ -268,12 +276,11 @@ class SharedPass(AdversarialModule):
         real_scores, fake_scores = self.critic(real), self.critic(fake)
         critic_loss, noted = self.critic_loss(real, fake, real_scores, fake_scores)
         generator_loss = self.generator_loss(real, fake, fake_scores)
-        self._critic_window.append(noted)
-        self._generator_window.append(generator_loss.detach())
         generator_gradient = self.gradient("generator", generator_loss, again=True)
         critic_gradient = self.gradient("critic", critic_loss)
-        self.update("generator", generator_optimizer, generator_gradient)
-        self.update("critic", critic_optimizer, critic_gradient)
+        made = (generator_loss.detach(),)
+        self._generator_window += self.update("generator", generator_optimizer, generator_gradient, made)
+        self._critic_window.append(self.update("critic", critic_optimizer, critic_gradient, noted))
         self.lipschitz.project(self.critic)
 
 
@@ -308,7 +315,8 @@ class FixedGenerator(ReusedLatents):
         return noise + self.scaled(real[rows])
 
     def critic_latents(self, real: Tensor) -> Tensor:
-        return real + torch.randn_like(real)
+        shape = (len(real) * ranks.HERE.of, *real.shape[1:])
+        return real + ranks.share(torch.randn(shape, device=real.device, dtype=real.dtype))
 
     def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
         with torch.no_grad():

@@ -117,6 +117,9 @@ def check(config: DictConfig) -> None:
         allowed = f"must be at most the {max(0, length - held_out)} samples of the {what}"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
     construct(config, "accelerator", max_steps=1)
+    of = config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1)
+    if config.batch_size % of:
+        raise ConfigError("batch_size", f"={config.batch_size}: must be a multiple of the {of} devices that share it")
     if config.get("extractor"):
         construct(config, "extractor")  # else what it objects to would be said of callbacks
     for name, callback in construct(config, "callbacks").items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from wganlab import ranks
 from wganlab.networks.layers import evaluating
 
 NormOver = Literal["image", "pixel", "batch"]
@@ -67,10 +68,13 @@ def interpolate(
 ) -> Tensor:
     """alpha * real + (1 - alpha) * fake with alpha ~ U[0, 1) (WGAN-GP, Algorithm 1, lines 4 and 6).
 
-    One alpha per image; some published programs draw one for the whole batch.
+    One alpha per image; some published programs draw one for the whole batch. Without a ``generator``, a rank takes its
+    share of what all ranks draw.
     """
-    shape = (len(real) if alpha_per == "image" else 1,) + (1,) * (real.dim() - 1)
-    alpha = torch.rand(shape, device=real.device, generator=generator)
+    n = 1 if alpha_per == "batch" else len(real) if generator else len(real) * ranks.HERE.of
+    alpha = torch.rand((n,) + (1,) * (real.dim() - 1), device=real.device, generator=generator)
+    if n > len(real):
+        alpha = ranks.share(alpha)
     return torch.lerp(fake, real, alpha.to(real.dtype))
 
 

@@ -1,6 +1,7 @@
 """One run: check the config, build the parts, fit, and leave a complete folder behind."""
 
 import functools
+import json
 import math
 import os
 import platform
@@ -20,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import wganlab
+from wganlab import ranks
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import build_module, check, construct, generator_steps, open_stream
-from wganlab.callbacks.checkpoints import read_checkpoint
+from wganlab.build import build_module, check, construct, generator_steps, objections, open_stream
+from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
 from wganlab.callbacks.interruption import Interruption, StoppedError
@@ -50,6 +52,11 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     check(config)
+    with objections(config, "accelerator"):
+        node = ranks.Node.here(config.accelerator.get("nodes", 1))
+    if node.number:
+        ranks.launch(fit, config, folder, devices=config.accelerator.devices, node=node, nodes=config.accelerator.nodes)
+        return None
     with locked(folder):
         status = read_status(folder)
         summary = finished(folder, status, generator_steps(config))
@@ -57,7 +64,7 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
             refuse_to_repeat(status)
             if changed:
                 write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-            summary = run(config, folder, status)
+            summary = run(config, folder, status, node)
         else:
             print(f"already completed: {os.path.relpath(folder)}", flush=True)
     value = summary["final"].get("eval/emd")
@@ -91,8 +98,8 @@ def refuse_to_repeat(status: Mapping[str, Any]) -> None:
         raise RuntimeError(status.get("error"))
 
 
-def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Train, and keep status.json at the truth."""
+def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: ranks.Node) -> dict[str, Any]:
+    """Train, in this process or on ranks of it, and keep status.json at the truth."""
     status: dict[str, Any] = {
         "state": "running",
         "started": before.get("started") or now(),
@@ -104,7 +111,13 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
     }
     write_json(folder / "status.json", status)
     try:
-        summary = fit(config, folder, wandb_id=status["wandb_id"])
+        identity = run_identity(folder) | {"id": status["wandb_id"]}
+        devices, nodes = config.accelerator.devices, config.accelerator.get("nodes", 1)
+        if devices * nodes == 1:
+            summary = fit(config, folder, identity)
+        else:
+            ranks.launch(fit, config, folder, identity, devices=devices, node=node, nodes=nodes)
+            summary = json.loads((folder / "summary.json").read_text())
     except BaseException as error:
         stopped = isinstance(error, StoppedError | KeyboardInterrupt)
         message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
@@ -121,18 +134,24 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
     return summary
 
 
-def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dict[str, Any]:
-    """Train in ``folder``, from its last checkpoint or from scratch, and return what summary.json holds."""
+def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Train in ``folder``, from its last checkpoint or from scratch, and return what summary.json holds.
+
+    ``identity`` is what W&B is told of the run. On ranks but the first nothing is written, and nobody observes.
+    """
     source: Source = construct(config, "dataset")
     # convolutions like the channels of a pixel side by side; matrices stay as they are
     module = build_module(config, source).to(memory_format=torch.channels_last)
     steps = generator_steps(config)
     history = History(every=config.log_every)
-    logger = construct(config, "logger", save_dir=str(folder)) if config.logger else None
-    observers = filter(None, construct(config, "callbacks").values())
+    leads = ranks.HERE.rank == 0
+    logger = construct(config, "logger", save_dir=str(folder)) if config.logger and leads else None
+    observers = [*filter(None, construct(config, "callbacks").values())]
     interruption = Interruption()
     compilation = Compilation(config.compile)
-    own = [compilation, history, ProgressReport(history), interruption]
+    own: list[pl.Callback] = [compilation, history, ProgressReport(history), interruption]
+    if not leads:  # whoever restores the random numbers is needed
+        observers, own = [callback for callback in observers if isinstance(callback, Checkpoints)], [compilation]
     trainer: pl.Trainer = construct(
         config,
         "accelerator",
@@ -141,20 +160,27 @@ def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dic
         callbacks=[*observers, *own],
         logger=logger or False,
     )
+    trainer.precision_plugin.convert_module(module)  # Lightning would do so after it has loaded a checkpoint
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else None
     stream = open_stream(config, source, module.n_critic, trainer.strategy.root_device)
+    checkpoint = str(last) if saved else None
+    if not leads:
+        pl.seed_everything(config.seed, verbose=False)
+        if not saved or saved["global_step"] < steps:
+            trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
+        return {}
     module.fingerprint = stream.fingerprint()
     announce(config, module, stream, trainer)
     if saved:
         check_continuation(saved, module.fingerprint)
-    with recorded(logger, trainer, config, folder, wandb_id) as summary:
+    with recorded(logger, trainer, config, identity or {}) as summary:
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
         if saved and saved["global_step"] >= steps:  # killed between its last step and its summary
             history.restore(folder, steps)
         else:
             with interruption:
-                continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
+                continue_or_begin(trainer, module, stream, checkpoint, interruption)
         found = summarise(module, history, trainer) | {"compiled": bool(compilation.decided)}
         write_json(folder / "summary.json", found)
         summary |= found
@@ -163,13 +189,12 @@ def fit(config: DictConfig, folder: Path, *, wandb_id: str | None = None) -> dic
 
 @contextmanager
 def recorded(
-    logger: Any, trainer: pl.Trainer, config: DictConfig, folder: Path, wandb_id: str | None
+    logger: Any, trainer: pl.Trainer, config: DictConfig, identity: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """W&B's run, where there is one: it ends with the summary that is put into the dict, or as failed without."""
     summary: dict[str, Any] = {}
     try:
         if isinstance(logger, WandbLogger):
-            identity = run_identity(folder) | {"id": wandb_id}
             started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
             trainer.loggers = [logger] if started else []
         yield summary
@@ -201,11 +226,17 @@ def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
     if saved["fingerprint"] != fingerprint:
         raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
     print(f"continuing after generator step {saved['global_step']}", flush=True)
-    threads = saved["wganlab"]["threads"]
+    threads, of = saved["wganlab"]["threads"], saved["wganlab"].get("ranks", 1)
     if threads != torch.get_num_threads():
         print(
             f"note: the run had {threads} threads and now has {torch.get_num_threads()}: "
             f"sums in another order, so equal up to rounding only (OMP_NUM_THREADS={threads})",
+            flush=True,
+        )
+    if of != ranks.HERE.of:
+        print(
+            f"note: the run was shared by {of} devices and now by {ranks.HERE.of}: equal up to rounding only, and less "
+            "where a network couples the images of a batch or has dropout",
             flush=True,
         )
 
@@ -248,6 +279,7 @@ def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) 
         **final_and_best(history.rows),
         "parameters": {name: count_parameters(getattr(module, name)) for name in ("generator", "critic")},
         "device": str(trainer.strategy.root_device),
+        "ranks": ranks.HERE.of,
         "threads": torch.get_num_threads(),
         "versions": {
             "wganlab": wganlab.__version__,

@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
+from wganlab import ranks
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.schema import ConfigError
@@ -63,7 +64,10 @@ class Checkpoints(Checkpoint):
             self.save(trainer, module, best=improved, keep=kept)
 
     def save(self, trainer: Trainer, module: AdversarialModule, *, best: bool = False, keep: bool = False) -> None:
-        """Write last.ckpt, and the same as best and for good; nothing when the state is not finite."""
+        """Write last.ckpt, and the same as best and for good; nothing when the state is not finite, or elsewhere than
+        on the first rank."""
+        if ranks.HERE.rank:
+            return
         state = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
         if not all(torch.isfinite(tensor).all() for tensor in state):
             return
@@ -71,7 +75,8 @@ class Checkpoints(Checkpoint):
         part = folder / "checkpoint.part"
         names = ["best"] * best + [f"step_{trainer.global_step:08d}"] * keep
         try:
-            trainer.save_checkpoint(part)
+            # as trainer.save_checkpoint does, which would then wait for the other ranks
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), part)
             for name in names:
                 shutil.copyfile(part, folder / f"{name}.part")
                 os.replace(folder / f"{name}.part", folder / f"{name}.ckpt")
@@ -84,11 +89,16 @@ class Checkpoints(Checkpoint):
         self.time, self.saved = time.monotonic(), trainer.global_step
 
     def on_train_end(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        if self.best == float("inf"):
+        if self.best == float("inf") and not ranks.HERE.rank:
             print(f"callbacks.checkpoints.monitor={self.monitor} was never observed: there is no best.ckpt", flush=True)
 
     def on_save_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
-        checkpoint["wganlab"] = {"schema": SCHEMA, "threads": torch.get_num_threads(), "random": random_state()}
+        checkpoint["wganlab"] = {
+            "schema": SCHEMA,
+            "threads": torch.get_num_threads(),
+            "ranks": ranks.HERE.of,
+            "random": random_state(),
+        }
 
     def on_load_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         self.random = checkpoint["wganlab"]["random"]

@@ -83,6 +83,7 @@ def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Grad
         raise ValueError("fp16 losses are scaled by a factor that changes")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
     torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
+    torch._dynamo.config.optimize_ddp = False  # would cut the graph where Lightning has wrapped the module for ranks
     compiled = {}
     for name in ("critic", "generator"):
         if not module.weights[name]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.callbacks.divergence import divergence
+from wganlab.data.stream import BatchStream
 from wganlab.files import write_text
 
 #: The columns of metrics.csv; what an observer adds beyond them stands after.
@@ -65,13 +66,14 @@ class History(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
-        per_epoch = trainer.train_dataloader.batches_per_epoch  # type: ignore[union-attr]
-        step, n_critic, batch_size = trainer.global_step, *batch.shape[:2]
+        stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
+        per_epoch = stream.batches_per_epoch
+        step, n_critic = trainer.global_step, len(batch)
         self.epoch_ended = self._ends_epoch(step * n_critic, n_critic, per_epoch)
         diverged = divergence(trainer, module, self.every)
         if not (diverged or module.observed or self.epoch_ended or is_due(trainer, self.every)):
             return
-        now, images = time.perf_counter(), step * n_critic * batch_size
+        now, images = time.perf_counter(), step * n_critic * stream.batch_size
         row = {
             "step": step,
             "images_seen": images,

@@ -19,8 +19,12 @@ class StoppedError(Exception):
     """A signal has ended the run after a whole step. ``code`` is the conventional exit code: 128 + its number."""
 
     def __init__(self, number: int, what: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} {what}")
+        super().__init__(number, what)
         self.code = 128 + number
+
+    def __str__(self) -> str:
+        number, what = self.args
+        return f"stopped by {signal.Signals(number).name} {what}"
 
 
 class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it last

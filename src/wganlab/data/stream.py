@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wganlab import ranks
+
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 0..255 -> -1..1 in ``dtype``; floating-point samples (2-D points) keep their values."""
@@ -20,6 +22,8 @@ def fits(samples: Tensor, device: torch.device) -> bool:
 
 class BatchStream:
     """One item per training step: ``n_critic`` fresh batches, shape (n_critic, batch_size, *shape), as stored.
+
+    On several ranks each receives its share of the rows of every batch.
 
     The images are drawn without replacement, epoch after epoch; the last partial batch of an epoch is dropped.
     The order is a function of ``seed`` alone, so arms that differ in n_critic see the same images in the same
@@ -71,12 +75,12 @@ class BatchStream:
             yield self._send(torch.stack(batches))
 
     def _batch(self, number: int) -> Tensor:
-        """A batch of the stream, by its number; shape (batch_size, *shape)."""
+        """A batch of the stream, by its number, or a rank's share of it; shape (batch_size / ranks, *shape)."""
         epoch, position = divmod(number, self._period)
         if epoch != self._epoch:
             self._epoch = epoch
             self._begin(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        rows = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        rows = ranks.share(self._order[position * self.batch_size : (position + 1) * self.batch_size])
         batch = self.samples[rows]
         if self.flip:
             mirrored = self._mirrored[rows].view(-1, *[1] * (batch.dim() - 1))

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wganlab import ranks
+
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
 Output = Literal["tanh", "linear"]
@@ -86,12 +88,21 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout with masks from uniform numbers: on a CPU torch's own draws take more than twice as long."""
+    """nn.Dropout with masks from uniform numbers: on a CPU torch's own draws take more than twice as long.
+
+    The ranks of a run take their shares of one mask, so that no two have the same.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and 0 < self.p < 1 and x.device.type == "cpu"):
+        alone = ranks.HERE.of == 1
+        if not (self.training and 0 < self.p < 1) or (alone and x.device.type != "cpu"):
             return super().forward(x)
-        kept = torch.rand_like(x, dtype=torch.float32) >= self.p  # bf16 numbers are too coarse for a probability
+        # in fp32, since bf16 numbers are too coarse for a probability
+        if alone:
+            uniform = torch.rand_like(x, dtype=torch.float32)
+        else:
+            uniform = ranks.share(torch.rand(len(x) * ranks.HERE.of, *x.shape[1:], device=x.device))
+        kept = uniform >= self.p
         return x * kept.to(x.dtype).div_(1 - self.p)
 
 
