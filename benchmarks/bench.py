@@ -23,7 +23,7 @@ from benchmarks.loops import bare, textbook
 from benchmarks.turns import rate, train_in_turns
 from benchmarks.workloads import LOSSES, WORKLOADS, Workload, write_images
 from wganlab.accelerator import fastest_exact_matmul
-from wganlab.train import commit
+from wganlab.training import commit
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.bench import RESULTS, machine
 from wganlab.config import compose_config, without_hydra
-from wganlab.train import commit, fit
+from wganlab.training import commit, fit
 
 
 class Noise:

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, replace_all_batch_norm_modules_, s
 from benchmarks.bench import RESULTS, machine
 from benchmarks.workloads import WORKLOADS
 from wganlab.build import build_module, construct
-from wganlab.train import commit
+from wganlab.training import commit
 
 
 def stacked(

@@ -10,7 +10,7 @@ from benchmarks.bench import RESULTS, compared, machine
 from benchmarks.loops import TRICKS, bare
 from benchmarks.turns import rate
 from benchmarks.workloads import WORKLOADS, write_images
-from wganlab.train import commit
+from wganlab.training import commit
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from wganlab.callbacks.history import History
 from wganlab.data.stream import BatchStream
 from wganlab.objectives import FeatureMatching
 from wganlab.schema import ConfigError
-from wganlab.train import fit
+from wganlab.training import fit
 
 LOSSES = ["gan", "wgan_clip", "wgan_gp"]
 GOLDEN = Path(__file__).parent / "golden"

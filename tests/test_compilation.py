@@ -16,7 +16,7 @@ from wganlab.build import build_module, construct
 from wganlab.callbacks.compilation import AUTO_CRITIC_STEPS
 from wganlab.networks.mlp import Critic
 from wganlab.runs import Run
-from wganlab.train import fit
+from wganlab.training import fit
 
 BARE = ["callbacks=none", "logger=csv", "log_every=1", "batch_size=16"]
 TOY = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[32,32]", "model.critic.hidden=[32,32]"]

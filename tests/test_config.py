@@ -9,7 +9,7 @@ from tests.conftest import config
 from wganlab.build import build_module, check, construct, generator_steps
 from wganlab.config import compose_config, conf_dir, folder_name, jobs
 from wganlab.schema import ConfigError
-from wganlab.train import fit
+from wganlab.training import fit
 
 CHOICES = sorted(
     (path.relative_to(conf_dir()).parent.as_posix(), path.stem)
@@ -27,7 +27,7 @@ NEED_FILES = [("dataset", name) for name in ("mnist", "cifar_horse", "image_fold
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)
 def test_every_choice_builds(group: str, choice: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    overrides = [f"+{group}={choice}" if group == "loss/feature_matching" else f"{group}={choice}"]
+    overrides = [f"+{group}={choice}" if group in ("loss/feature_matching", "search") else f"{group}={choice}"]
     overrides += FITTING.get(choice, ["dataset.size=32"]) if group == "model" else []
     if (group, choice) in NEED_FILES:
         with pytest.raises(ConfigError, match=r"dataset\.root=data"):

@@ -72,6 +72,17 @@ def test_evaluate_scores_a_checkpoint(run: Path) -> None:
     assert evaluate(run, "seed=1")["scores"]["eval/fid"] != first["scores"]["eval/fid"]
 
 
+def test_a_run_of_a_larger_machine_is_scored_here(run: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    shutil.copytree(run, there)
+    config = there / ".hydra" / "config.yaml"
+    for old, new in (("devices: 1", "devices: 8"), ("accelerator: auto", "accelerator: gpu"), ("32-true", "16-mixed")):
+        text = config.read_text()
+        assert old in text
+        config.write_text(text.replace(old, new))
+    assert evaluate(there)["scores"] == evaluate(run)["scores"]
+
+
 def test_evaluate_on_held_out_samples_is_another_protocol(run: Path) -> None:
     training, held_out = evaluate(run, "extractor=none"), evaluate(run, "split=held_out", "extractor=none")
     assert training["protocol"]["id"] != held_out["protocol"]["id"]

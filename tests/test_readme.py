@@ -3,11 +3,13 @@
 import math
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, wganlab
+from tests.conftest import TINY, wganlab, without_account
 from wganlab.config import compose_config, jobs
 from wganlab.study import find_study, multirun
 
@@ -33,7 +35,7 @@ def test_train_commands_compose(command: list[str]) -> None:
 
 
 def test_other_commands_are_known() -> None:
-    assert {command[1] for command in COMMANDS} == {"train", "study", "evaluate", "report", "sample"}
+    assert {command[1] for command in COMMANDS} == {"train", "study", "evaluate", "report", "sample", "export"}
     (sample,) = [command[2:] for command in COMMANDS if command[1] == "sample"]
     assert compose_config("sample", sample).n == 64
     (evaluate,) = [command[2:] for command in COMMANDS if command[1] == "evaluate"]
@@ -90,6 +92,15 @@ def test_custom_loss_snippet_runs(snippets: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "completed 12 generator steps" in done.stdout
     assert "Hinge" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    (block,) = [block for _, block in BLOCKS if block.startswith("import wganlab")]
+    env = without_account(tmp_path)
+    shown = "\nassert (run.checkpoint, run.history.index[-1]) == ('best', 120)\n"
+    done = subprocess.run([sys.executable, "-c", block + shown], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_table_is_the_generated_one() -> None:

@@ -19,7 +19,7 @@ from tests.conftest import config, wganlab, without_account
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.locks import BusyError, is_locked, locked
 from wganlab.runs import Run
-from wganlab.train import fit
+from wganlab.training import fit
 
 TIMES = ("seconds", "speed/images_per_second")
 QUICK = [

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.conftest import TINY, config, wganlab
 from wganlab.callbacks.history import COLUMNS
-from wganlab.train import fit
+from wganlab.training import fit
 
 LOSSES = {"gan": 1, "wgan_clip": 5, "wgan_gp": 5}
 

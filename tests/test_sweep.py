@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from tests.conftest import wganlab, without_account
+from tests.conftest import config, wganlab, without_account
 from wganlab.cli import resume
+from wganlab.config import check_same_job
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
 
@@ -238,3 +240,16 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(trained: Path) ->
     assert path.read_bytes() == whole
     assert not list((trained / "run" / "checkpoints").glob("*.part"))
     assert Run(trained / "run").status["state"] == "failed"
+
+
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / ".hydra").mkdir(parents=True)
+    now = OmegaConf.to_container(config("logger=csv"), resolve=False)
+    before = OmegaConf.create(now)
+    del before.accelerator.nodes, before.callbacks.diagnostics.closely, before.hold_out
+    OmegaConf.save(before, folder / ".hydra" / "config.yaml")
+    check_same_job(folder, now, "run")  # type: ignore[arg-type]
+    other = OmegaConf.to_container(config("logger=csv", "hold_out=3"), resolve=False)
+    with pytest.raises(ConfigError, match=r"hold_out=3: cannot change in a run that is continued; it is absent"):
+        check_same_job(folder, other, "run")  # type: ignore[arg-type]

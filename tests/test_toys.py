@@ -16,7 +16,7 @@ from wganlab.data.stream import EndlessStream
 from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, Points, SwissRoll
 from wganlab.distances import js, sliced_wasserstein
 from wganlab.pictures import SURFACE, value_surface
-from wganlab.train import fit
+from wganlab.training import fit
 
 
 def draw(source: Points, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:

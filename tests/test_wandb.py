@@ -11,19 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
+import yaml
+from wandb.wandb_agent import Agent
 
 from tests.conftest import TINY, wganlab, without_account
 from tests.test_claims import CLAIM
 from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
 from wganlab.report.claims import decide, read_claims
+from wganlab.runs import Run
 from wganlab.study import publish
+
+SWEEP = Path(__file__).parents[1] / "experiments" / "wandb_sweep.yaml"
 
 
 def inspect(run: Path, *flags: str) -> str:
     """What W&B's reader says of the only offline run in a run folder."""
     (folder,) = run.glob("wandb/offline-run-*")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", *flags, str(folder)]
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -38,6 +44,11 @@ def history(run: Path) -> list[dict]:
         }
         for item in items
     ]
+
+
+def begun(run: Path) -> dict:
+    """How the only offline run in a run folder was begun: name, group, tags and the like."""
+    return next(json.loads(line)["run"] for line in inspect(run).splitlines() if json.loads(line)["type"] == "run")
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -74,7 +85,7 @@ def test_history_has_grids_and_histograms(run_of: Callable[[str], Path]) -> None
 @pytest.mark.parametrize("loss", ["gan", "wgan_clip", "wgan_gp"])
 def test_each_job_is_a_run_of_its_own(loss: str, run_of: Callable[[str], Path]) -> None:
     run = run_of(loss)
-    about = next(json.loads(line)["run"] for line in inspect(run).splitlines() if json.loads(line)["type"] == "run")
+    about = begun(run)
     assert about["run_group"] == "out"
     assert about["display_name"] == f"loss={loss}"
     assert about["tags"] == ["digits", "mlp", loss]
@@ -165,3 +176,123 @@ def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch:
     assert "eval/fid" in text, "the curve"
     (table,) = (tmp_path / "study").glob("wandb/offline-run-*/files/media/table/verdicts*.json")
     assert json.loads(table.read_text())["data"][0][-1] == "holds"
+
+
+def test_all_that_names_a_run_reaches_it(tmp_path: Path) -> None:
+    given = {"project": "mine", "entity": "team", "group": "pilot", "name": "first try", "notes": "as Ann proposed"}
+    named = [f"logger.{key}={value}" for key, value in given.items()]
+    done = wganlab("train", *TINY, "steps=1", *named, "logger.tags=[a,b]", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    about = begun(tmp_path / "run")
+    known = {"project": "project", "entity": "entity", "group": "run_group", "name": "display_name", "notes": "notes"}
+    assert {key: about[of_wandb] for key, of_wandb in known.items()} == given
+    assert about["tags"] == ["a", "b"]
+
+
+def test_one_command_uploads_a_sweep(sweep: Path) -> None:
+    found = sweep.glob("*/wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, found)]
+    done = subprocess.run(command, env=without_account(sweep.parent), capture_output=True, text=True)
+    assert "Would sync 3 run(s)" in done.stderr, done
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    """W&B's agent in ``tmp_path``, as it is once it has asked the server for the sweep."""
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    command = tmp_path / "bin" / "wganlab"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m wganlab "$@"\n')
+    command.chmod(0o755)
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_PROJECT": "ours",
+        "WANDB_SWEEP_ID": "sweep123",
+        # the agent sets these two
+        "WANDB_RUN_ID": "",
+        "WANDB_SWEEP_PARAM_PATH": "",
+    }
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    found = Agent(api=None, queue=None, sweep_id="sweep123")
+    found._sweep_command = yaml.safe_load(SWEEP.read_text())["command"]
+    return found
+
+
+def test_a_run_of_an_agent_is_the_one_that_its_sweep_knows(agent: Agent, tmp_path: Path) -> None:
+    """W&B's own agent starts the command of experiments/wandb_sweep.yaml, with values of its ranges."""
+    study = yaml.safe_load(SWEEP.read_text())
+    values = {
+        key: next(iter(allowed.get("values", [allowed.get("value", allowed.get("min"))])))
+        for key, allowed in study["parameters"].items()
+    }
+    values |= {"images": 12 * 64} | dict(setting.split("=") for setting in TINY if not setting.startswith("steps="))
+    arguments = {key: {"value": value} for key, value in values.items()}
+    answer = agent._process_command({"type": "run", "run_id": "run456", "program": study["program"], "args": arguments})
+    assert "exception" not in answer, answer
+    assert agent._run_processes["run456"].wait(timeout=120) == 0
+    run = tmp_path / "outputs" / "wandb_sweep" / "sweep123" / "run456"
+    assert Run(run).status["wandb_id"] == "run456"
+    about, summary = begun(run), json.loads(inspect(run, "--summary"))
+    assert (about["run_id"], about["sweep_id"], about["project"]) == ("run456", "sweep123", "ours")
+    assert not {"run_group", "display_name"} & about.keys(), "left to the sweep"
+    assert about["tags"] == ["digits", "mlp", "wgan_gp"]
+    assert summary["config"]["loss.optimizer.lr"] == summary["config"]["loss"]["optimizer"]["critic"]["lr"] == 1e-5
+    measured = [float(row["eval/emd"]) for row in rows(run) if row["eval/emd"]]
+    assert summary["summary"][study["metric"]["name"]] == pytest.approx(measured[-1])
+
+
+def test_artifacts_are_checkpoints_and_the_last_grid(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run = Run(run_of("wgan_gp"))
+    model, samples = loggers.artifacts_of(run.folder, "abc", run.summary)
+    assert (model.name, model.type, samples.name, samples.type) == ("model-abc", "model", "samples-abc", "samples")
+    assert {name: entry.local_path for name, entry in model.manifest.entries.items()} == {
+        name: str(run.folder / "checkpoints" / name) for name in ("last.ckpt", "best.ckpt")
+    }
+    assert model.metadata["step"] == 12
+    assert model.metadata["final"]["eval/emd"] == run.summary["final"]["eval/emd"]
+    assert model.metadata["best"]["eval/emd"] == run.summary["best"]["eval/emd"]
+    assert list(samples.manifest.entries) == ["step_00000012.png"]
+    assert not loggers.artifacts_of(tmp_path, "abc", run.summary)
+
+
+@pytest.mark.parametrize(("mode", "wanted", "made"), [("online", True, 2), ("online", False, 0), ("offline", True, 0)])
+def test_artifacts_are_made_online_only(
+    mode: loggers.Mode,
+    wanted: bool,
+    made: int,
+    run_of: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a run that takes itself for online hands to W&B, read back from its records."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("checkpoints", "samples"):
+        (tmp_path / name).symlink_to(run_of("gan") / name)
+    logger = loggers.WandbLogger(save_dir=str(tmp_path), artifacts=wanted)
+    assert logger.start(config={})
+    logger.mode = mode
+    summary = Run(run_of("gan")).summary
+    logger.upload(summary)
+    logger.finish(summary, 0)
+    records = [json.loads(line) for line in inspect(tmp_path).splitlines()]
+    assert len([record for record in records if record["type"] == "artifact"]) == made
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1e6], "no copies"
+
+
+def test_a_run_that_a_notebook_has_open_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with wandb.init(dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off")) as own:
+        logger = loggers.WandbLogger(save_dir=str(tmp_path / "run"))
+        (tmp_path / "run").mkdir()
+        assert logger.start(config={}, id="another")
+        assert logger.experiment.id == "another"
+        logger.finish(None, 0)
+        assert wandb.run is own
+        own.log({"still": "open"})

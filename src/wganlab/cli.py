@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGUSR2, raise_signal
 from typing import Any
 
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
@@ -21,6 +22,8 @@ HELP = """wganlab: train GANs that differ in exactly one declared thing, and see
                    wganlab report outputs/2026-01-31/12-00-00_sweep
   wganlab sample   images and a latent interpolation from a trained generator
                    wganlab sample run=outputs/2026-01-31/12-00-00_digits_wgan_gp n=64
+  wganlab export   a trained generator as files that load without wganlab, with a model card
+                   wganlab export run=outputs/2026-01-31/12-00-00_digits_wgan_gp format=onnx
 
 wganlab COMMAND --help explains a command.
 """
@@ -32,18 +35,27 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
     from hydra.types import RunMode
 
     from wganlab.callbacks.interruption import StoppedError
-    from wganlab.train import train
+    from wganlab.ranks import is_submitit
+    from wganlab.search import is_search
+    from wganlab.training import WORST, train
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         return train(config)
     except SystemExit as error:
+        if is_submitit(SIGUSR2):  # which has put the job into the queue again
+            raise
         raise RuntimeError(f"sys.exit({error.code})") from error
     except Exception as error:
         if not in_sweep:
             sys.exit(explain(error))  # before Hydra adds lines of its own
+        if isinstance(error, FloatingPointError) and is_search(HydraConfig.get()):
+            refuse(str(error))  # to a search that is a result
+            return WORST
         if isinstance(error, StoppedError):  # the signal was meant for all jobs
             refuse(str(error))
+            if is_submitit(error.number):  # the run is saved; now it may be queued again
+                raise_signal(error.number)
             raise KeyboardInterrupt(error.code) from error
         raise  # the other jobs go on
 
@@ -56,7 +68,16 @@ def train(arguments: Sequence[str]) -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from wganlab.config import conf_dir, fix_sweep_dir, jobs, name_jobs_by_what_varies, sweep_what_depends
+    from wganlab.config import (
+        compose_sweep,
+        conf_dir,
+        fix_sweep_dir,
+        jobs,
+        name_jobs_by_what_varies,
+        sweep_what_depends,
+    )
+    from wganlab.schema import ConfigError
+    from wganlab.search import check_plugins, continued, is_search
 
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
     if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
@@ -65,15 +86,20 @@ def train(arguments: Sequence[str]) -> None:
         sys.exit(refuse("--cfg and --info show one job: leave out -m, and for an arm give +arms= and --config-dir"))
     asks_only = options.cfg or options.info or options.help or options.hydra_help or options.shell_completion
     folders: list[Path] = []
+    hydra_node: Any = None
     if not asks_only:
         where = {"config_dir": options.config_dir, "name": options.config_name or "train"}
         overrides = options.overrides
         if options.multirun:
             overrides = fix_sweep_dir(name_jobs_by_what_varies(overrides), **where)
+            hydra_node = compose_sweep(overrides, **where).hydra
+            check_plugins(hydra_node, overrides)
         for config in jobs(overrides, multirun=options.multirun, folders=folders, **where):
             from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
             check(config)
+            if hydra_node is not None and is_search(hydra_node) and not config.callbacks.get("evaluation"):
+                raise ConfigError("callbacks.evaluation", ": is off, and a search minimises what it measures")
         if options.multirun:
             flags = [argument for argument in arguments if argument not in options.overrides]
             arguments = [*flags, *sweep_what_depends(overrides, **where)]
@@ -82,6 +108,12 @@ def train(arguments: Sequence[str]) -> None:
     launch = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)
     if asks_only or not options.multirun:
         launch()
+        return
+    if is_search(hydra_node):
+        with continued(hydra_node) as missing:
+            sys.argv += missing or []
+            if missing is not None:
+                launch()
         return
     from wganlab.sweeps import run_sweep
 
@@ -112,7 +144,7 @@ def resume(arguments: Sequence[str]) -> None:
     for key, value in changes.items():
         OmegaConf.update(wanted, key, value)
     check_same_job(run.folder, OmegaConf.to_container(wanted, resolve=False), "run")  # type: ignore[arg-type]
-    from wganlab.train import resume as resume_run
+    from wganlab.training import resume as resume_run
 
     resume_run(run.folder, wanted, changed=bool(changes))
 
@@ -210,6 +242,15 @@ def sample(arguments: Sequence[str]) -> None:
     main(arguments)
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Write a trained generator down for others."""
+    if explains("export", "writes a generator, its config and its card to export/", arguments):
+        return
+    from wganlab.export import main
+
+    main(arguments)
+
+
 def explains(command: str, what: str, arguments: Sequence[str]) -> bool:
     """Whether help was asked for, and given: what a command does, and its keys."""
     if not {"-h", "--help"} & set(arguments):
@@ -227,6 +268,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "report": report,
     "sample": sample,
+    "export": export,
 }
 
 

@@ -2,17 +2,21 @@
 
 import difflib
 import hashlib
+import inspect
 import os
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -23,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from wganlab.locks import is_locked
-from wganlab.schema import ConfigError, leaves
+from wganlab.schema import ConfigError, leaves, locate
 
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200
@@ -59,12 +63,31 @@ def vocabulary(name: str, overrides: Sequence[str], config_dir: str | None) -> I
     extra = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
+        forget_defaults_of_plugins()
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
             yield extra
     except ConfigError:
         raise
     except Exception as error:  # errors of Hydra, of OmegaConf, of YAML and of the disk
         raise one_line(error, name, overrides) from error
+
+
+def forget_defaults_of_plugins() -> None:
+    """Let the launchers and sweepers of conf/hydra/ stand for those that Hydra's plugins bring under the same names.
+
+    Hydra would merge the two, and refuse what the plugin's does not have.
+    """
+    try:
+        Plugins.instance()  # imports them all, once
+    except Exception as error:  # whatever somebody else's plugin raises
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        named = [re.search(r"hydra_plugins/(\w+)", name) for name in frames]
+        plugin = next((match[1] for match in named if match), "unknown")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        message = f" {plugin} is installed and cannot be imported, which Hydra does not bear: uninstall it ({reason})"
+        raise ConfigError("Hydra's plugin", message) from error
+    for path in conf_dir().glob("hydra/*/*.yaml"):
+        ConfigStore.instance().repo.get("hydra", {}).get(path.parent.name, {}).pop(path.name, None)
 
 
 def compose_config(name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
@@ -108,7 +131,7 @@ def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
     keys = [override.key_or_group for override in parsed]
     named = {"arms", "seed"} if "arms" in keys else set()
     named |= {override.key_or_group for override in parsed if override.is_sweep_override()}
-    if not named:
+    if not named and not {"search", "hydra/sweeper"} & set(keys):  # a search names its own
         return list(overrides)
     shared = [key for key in keys if key not in named]
     return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote, shared))}]"]
@@ -116,10 +139,23 @@ def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
 
 def fix_sweep_dir(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
     """The overrides of a multirun, and its folder as a last one: ${now:...} is now, for all that follows."""
-    about_hydra = [override for override in overrides if override.startswith("hydra.sweep.dir=")]
-    config = compose_config(name, about_hydra, config_dir=config_dir)
+    config = compose_sweep(overrides, config_dir=config_dir, name=name)
     HydraConfig.instance().set_config(config)
     return [*overrides, f"hydra.sweep.dir={quote(job_folder(config, multirun=True)[0].as_posix())}"]
+
+
+def compose_sweep(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> DictConfig:
+    """What the jobs of a multirun have in common, with Hydra's own node: who launches them, and where to.
+
+    What is fixed may only make sense beside what is swept, such as dataset.root beside dataset=: then it is left out.
+    """
+    fixed = [override for override in OverridesParser.create().parse_overrides(list(overrides))
+             if not override.is_sweep_override()]  # fmt: skip
+    try:
+        return compose_config(name, [str(override.input_line) for override in fixed], config_dir=config_dir)
+    except ConfigError:
+        about = [str(override.input_line) for override in fixed if override.key_or_group.startswith("hydra")]
+        return compose_config(name, about, config_dir=config_dir)
 
 
 def sweep_what_depends(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
@@ -218,22 +254,39 @@ def check_same_job(folder: Path, new: Mapping, key: str) -> None:
         raised = name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was
         if raised and is_locked(folder):
             raise ConfigError(name, f"={wanted}: cannot be raised now: {folder} is being worked on by another process")
+        if was == "absent" and is_default(new, name, wanted):
+            continue  # of a version that did not have the key yet
         if was != wanted and not raised:
             rule = "may only be raised" if name in BUDGETS else "cannot change in a run that is continued"
             raise ConfigError(name, f"={wanted}: {rule}; it is {was} in {folder}; give a new folder for a new run")
+
+
+def is_default(config: Mapping, key: str, value: object) -> bool:
+    """Whether the class that a key belongs to takes this value where the key is not given."""
+    *path, name = key.split(".")
+    node: object = config
+    for part in path:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not path:
+        from wganlab.build import settings as target
+    elif isinstance(node, Mapping) and "_target_" in node:
+        target = locate(node["_target_"])
+    else:
+        return False
+    known = inspect.signature(target).parameters
+    return name in known and bool(known[name].default == value)
 
 
 def sweep(overrides: Sequence[str], name: str, config_dir: str | None) -> list[list[str]]:
     """The overrides of each job of a multirun."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    with vocabulary(name, overrides, config_dir) as extra:
+    settings = compose_sweep(overrides, name=name, config_dir=config_dir).hydra
+    with vocabulary(name, overrides, config_dir):
         loader = GlobalHydra.instance().config_loader()
         parse = OverridesParser.create(config_loader=loader).parse_overrides
         fixed = [str(override.input_line) for override in parse(list(overrides)) if not override.is_sweep_override()]
-        # what is fixed may only make sense beside what is swept, such as dataset.root beside dataset=
-        about_hydra = [override for override in fixed if override.lstrip("+~").startswith("hydra")]
-        sweeper = compose(name, [*extra, *about_hydra], return_hydra_config=True).hydra.sweeper
+        sweeper = settings.sweeper
         if not sweeper._target_.endswith(".BasicSweeper"):
             return [fixed]
         params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]

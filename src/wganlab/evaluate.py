@@ -80,6 +80,8 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
 
     Raises ConfigError when the file is damaged, does not fit the config, or the data are not those of the run.
     """
+    # it is scored here, wherever and however it was trained
+    config = OmegaConf.merge(config, {"accelerator": {"accelerator": "cpu", "devices": 1}, "precision": "32-true"})  # type: ignore[assignment]
     check(config)
     source = construct(config, "dataset")
     saved = read_checkpoint(checkpoint, "checkpoint")

@@ -1,7 +1,9 @@
 """Weights & Biases, such that it never prompts, blocks or fails a run."""
 
 import functools
+import math
 import os
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -42,6 +44,16 @@ def choose_mode() -> tuple[Mode, str]:
         return "offline", first_line(error)
 
 
+def in_agent() -> bool:
+    """Whether ``wandb agent`` has started this process, as a run of its sweep."""
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def new_id() -> str:
+    """An id for a new run: the agent's, by which the sweep knows the run, or one of our own."""
+    return (in_agent() and os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
+
+
 def first_line(error: Exception) -> str:
     """What an error says, cut to a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
@@ -51,7 +63,9 @@ class WandbLogger(loggers.WandbLogger):
     """Lightning's logger with the generator step as W&B's own step.
 
     Online when a key is present, otherwise offline with one line that says how to upload later. Records are
-    flushed five times a second, so a killed run keeps its history.
+    flushed five times a second, so a killed run keeps its history. With ``artifacts``, a run that completes online
+    uploads those of :func:`artifacts_of`. Offline there are none, and a later ``wandb sync`` uploads what was logged,
+    not the checkpoints of every job of a sweep.
     """
 
     def __init__(
@@ -64,15 +78,19 @@ class WandbLogger(loggers.WandbLogger):
         name: str | None = None,
         tags: list[str] | None = None,
         notes: str | None = None,
+        artifacts: bool = True,
     ) -> None:
         super().__init__(
             save_dir=save_dir, project=project, entity=entity, group=group, name=name, tags=tags, notes=notes
         )
+        self.artifacts = artifacts
+        self.mode: Mode | None = None  # of the run that is under way
 
     def start(self, *, config: Any, **identity: Any) -> bool:
         """Begin the run with the whole resolved config; ``identity`` fills name, group, tags and id left open.
 
-        A run whose id W&B knows is continued.
+        A run whose id W&B knows is continued; in a sweep of W&B's the agent's id, project and entity come before ours.
+        A run that a notebook has open stays so.
 
         Returns False when W&B cannot even run offline, with a line that says why.
         """
@@ -85,11 +103,12 @@ class WandbLogger(loggers.WandbLogger):
                 quiet = wandb.Settings(
                     silent=True, console="off", init_timeout=10, x_transaction_log_flush_interval=0.2
                 )
-                run = wandb.init(**arguments, config=config, settings=quiet, mode=mode)
+                reinit: Any = "create_new" if wandb.run else None
+                run = wandb.init(**arguments, config=config, settings=quiet, mode=mode, reinit=reinit)
             except Exception as error:  # whatever W&B has against it, the run goes on
                 reason = first_line(error)
                 continue
-            self._experiment = run
+            self._experiment, self.mode = run, mode
             if mode == "offline":
                 folder = Path(run.dir).parent  # the run's own folder; .dir is its files/
                 print(f"W&B is offline ({reason}); upload later with: wandb sync {os.path.relpath(folder)}", flush=True)
@@ -112,9 +131,39 @@ class WandbLogger(loggers.WandbLogger):
         histogram = wandb.Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))
         self.experiment.log({key: histogram}, step=step, commit=False)
 
+    def upload(self, summary: Mapping[str, Any]) -> None:
+        """The artifacts of a completed run, where it is online."""
+        if not self.artifacts or self.mode != "online":
+            return
+        try:
+            for artifact in artifacts_of(Path(self.save_dir or "."), self.experiment.id, summary):
+                self.experiment.log_artifact(artifact)
+        except Exception as error:  # whatever W&B has against them, the run has completed
+            print(f"W&B has no artifacts of this run ({first_line(error)})", flush=True)
+
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
         """End the run: the next job of a multirun must start one of its own."""
         if self._experiment is not None:
             self._experiment.summary.update(dict(summary or {}))
             self._experiment.finish(exit_code=exit_code)
-            self._experiment = None
+            self._experiment = self.mode = None
+
+
+def artifacts_of(folder: Path, run_id: str, summary: Mapping[str, Any]) -> list[wandb.Artifact]:
+    """What a completed run has made, as far as it is there: model-ID, its last and best checkpoint, with their steps
+    and scores; and samples-ID, its last grid of samples.
+
+    Files stay where they are: W&B makes no copies of its own.
+    """
+    scores = {key: value for key, value in summary["final"].items() if key.startswith("eval/") and math.isfinite(value)}
+    best = {key: found for key, found in summary["best"].items() if key in scores}
+    model = wandb.Artifact(
+        f"model-{run_id}", "model", metadata={"step": summary["steps"], "final": scores, "best": best}
+    )
+    grids = sorted(folder.glob("samples/step_*.png"))[-1:]
+    samples = wandb.Artifact(f"samples-{run_id}", "samples", metadata={"step": summary["steps"]})
+    checkpoints = [folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
+    for artifact, files in ((model, checkpoints), (samples, grids)):
+        for file in filter(Path.is_file, files):
+            artifact.add_file(str(file), file.name, policy="immutable", skip_cache=True)
+    return [artifact for artifact in (model, samples) if artifact.manifest.entries]

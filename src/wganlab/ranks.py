@@ -35,8 +35,23 @@ class Place(NamedTuple):
     of: int = 1
 
 
-#: Set once, where a process becomes a rank.
+#: Set once, where a process becomes a rank; so are the signals that the process which waits for it passes on.
 HERE = Place()
+PASSED_ON: list[int] = []
+
+
+def is_submitit(number: int) -> bool:
+    """Whether submitit takes this signal, with which a cluster announces that it will end the job."""
+    return str(getattr(signal.getsignal(number), "__module__", "")).startswith("submitit")
+
+
+def signals() -> list[int]:
+    """What asks a run to stop: SIGINT and SIGTERM; in a job of submitit, which is told otherwise, that signal alone."""
+    if PASSED_ON:
+        return PASSED_ON
+    if any(is_submitit(number) for number in (signal.SIGUSR1, signal.SIGUSR2)):
+        return [number for number in (signal.SIGUSR1, signal.SIGUSR2) if is_submitit(number)]
+    return [signal.SIGINT, signal.SIGTERM]
 
 
 def share(whole: Tensor) -> Tensor:
@@ -128,7 +143,7 @@ def launch(work: Callable[..., Any], *arguments: Any, devices: int, node: Node, 
     """Call ``work(*arguments)`` on as many ranks of this node; returns when the first of them has finished.
 
     What rank 0 raises is raised here. Raises ChildProcessError when another rank fails or is killed: no rank outlives
-    the others, and all die with this process. Signals sent to this process reach the first rank.
+    the others, and all die with this process. Of :func:`signals`, what this process receives reaches rank 0.
     """
     context = multiprocessing.get_context("spawn")  # after a fork, neither OpenMP nor CUDA would work
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // devices)
@@ -136,7 +151,7 @@ def launch(work: Callable[..., Any], *arguments: Any, devices: int, node: Node, 
     for local in range(devices):
         end, other = context.Pipe(duplex=False)
         place = Place(node.number * devices + local, devices * nodes)
-        options = {"local": local, "node": node, "place": place, "threads": threads}
+        options = {"local": local, "node": node, "place": place, "threads": threads, "signals": signals()}
         processes.append(context.Process(target=_rank, args=(other, options, work, arguments)))
         processes[-1].start()
         other.close()
@@ -178,8 +193,8 @@ def _await(ends: list[Connection], processes: list[Any], first: int) -> None:
 
 def _rank(end: Connection, options: dict[str, Any], work: Callable[..., Any], arguments: Sequence[Any]) -> None:
     """What a rank's process does."""
-    global HERE
-    HERE = options["place"]
+    global HERE, PASSED_ON
+    HERE, PASSED_ON = options["place"], options["signals"]
     node: Node = options["node"]
     with contextlib.suppress(RuntimeError):  # where the system has no such thing
         _prctl_pr_set_pdeathsig(signal.SIGKILL)
@@ -217,8 +232,7 @@ def forwarded(process: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda n, _: os.kill(process.pid, n)) for number in numbers}
+    before = {number: signal.signal(number, lambda n, _: os.kill(process.pid, n)) for number in signals()}
     try:
         yield
     finally:

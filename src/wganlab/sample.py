@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
 from wganlab.adversarial import sample_latents
-from wganlab.build import Seed, construct, trained_config
+from wganlab.build import GIVEN, Seed, construct, trained_config
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
@@ -43,7 +43,7 @@ def main(overrides: Sequence[str]) -> None:
     check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
     run = Run.open(config.run)
     trained = trained_config(run, "draw")
-    generator = load_generator(trained, run.checkpoint(config.checkpoint))
+    (generator,) = load_networks(trained, run.checkpoint(config.checkpoint), "generator")
     output = Path(config.output)
     check_output(output)
     try:
@@ -65,30 +65,41 @@ def check_output(output: Path) -> None:
         raise ConfigError("output", f"={output}: exists and holds something else than samples; name a new folder")
 
 
-def load_generator(config: DictConfig, checkpoint: Path) -> nn.Module:
-    """The generator of a run, in inference mode, with the weights of a checkpoint.
+def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.Module]:
+    """Networks of a run, by name ("generator", "critic"), in inference mode, with the weights of a checkpoint.
 
-    Raises ConfigError when the file is damaged or does not fit the run's config.
+    They are on the CPU; data and global random numbers are left alone. Raises ConfigError when the file is damaged or
+    does not fit the run's config.
     """
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        shape, state = tuple(loaded["shape"]), loaded["state_dict"]
-        generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
-        prefix = "generator."
-        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        generator.load_state_dict(weights)
+        state, known = loaded["state_dict"], {"shape": tuple(loaded["shape"]), "latent_dim": config.model.latent_dim}
+        networks: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once
+            for name in names:
+                given = {key: known[key] for key in GIVEN[f"model.{name}"]}
+                networks.append(construct(config, f"model.{name}", **given).eval())
+                prefix = f"{name}."
+                weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+                networks[-1].load_state_dict(weights)
     except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
-        reason = str(error).splitlines()[0]
-        raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's generator ({reason})") from error
-    return generator.eval()
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        what = " and ".join(names)
+        raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's {what} ({reason})") from error
+    return networks
+
+
+def draw(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Tensor:
+    """n samples (n, *shape)."""
+    return generator(sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random))
 
 
 @torch.no_grad()
 def write_samples(generator: nn.Module, model: DictConfig, config: DictConfig, folder: Path) -> None:
     """samples.png of ``n`` samples, each under images/ or in points.csv; interpolation.png of paths between latents."""
     random = torch.Generator().manual_seed(config.seed)
+    samples = draw(generator, model, config.n, random)
     latent = model.get("latent", "normal")
-    samples = generator(sample_latents(config.n, model.latent_dim, latent, generator=random))
     ends = [sample_latents(config.interpolations, model.latent_dim, latent, generator=random) for _ in range(2)]
     latents = interpolate_latents(*ends, frames=config.frames, spherical=latent == "normal")
     between = generator(latents.flatten(0, 1))

@@ -20,7 +20,7 @@ def run_sweep(launch: Callable[[], object], folders: Sequence[Path]) -> int:
     if not folders:
         launch()
         return 0
-    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks the failures of this sweep, see train.refuse_to_repeat
+    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks its failures, see training.refuse_to_repeat
     without_progress, still_open = 0, len(folders) + 1
     while True:
         failure: Exception | None = None

@@ -9,10 +9,9 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
+from wganlab import ranks
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.checkpoints import Checkpoints
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedError(Exception):
@@ -20,7 +19,7 @@ class StoppedError(Exception):
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(number, what)
-        self.code = 128 + number
+        self.number, self.code = number, 128 + number
 
     def __str__(self) -> str:
         number, what = self.args
@@ -28,7 +27,7 @@ class StoppedError(Exception):
 
 
 class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it last
-    """On the first SIGINT or SIGTERM ends the run after its step; a second SIGINT stops at once.
+    """On the first of :func:`wganlab.ranks.signals` ends the run after its step; a second SIGINT stops at once.
 
     A context manager: signals are taken inside the block.
     """
@@ -39,7 +38,7 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
-            self.before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self._receive) for number in ranks.signals()}
         return self
 
     def __exit__(self, *error: object) -> None:

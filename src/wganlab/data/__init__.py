@@ -14,7 +14,7 @@ class Source(Protocol):
 
     One that draws fresh samples for ever says so by a true ``endless`` and has ``draw(n, random)``, as
     :class:`wganlab.data.toys.Points`, instead of a length. One whose images may be mirrored left to right at random in
-    training says so by a true ``flip``.
+    training says so by a true ``flip``. ``licence``, of the class, is a sentence for the card of a trained generator.
     """
 
     #: Shape of one sample: (channels, height, width), or (dimensions,) of a point.

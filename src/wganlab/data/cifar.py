@@ -22,6 +22,7 @@ class CIFAR10:
     ``load``, a damaged file.
     """
 
+    licence = "none is stated; cite Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
     shape = (3, 32, 32)
 
     def __init__(

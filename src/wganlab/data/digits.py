@@ -9,6 +9,8 @@ from torch.nn.functional import interpolate
 class Digits:
     """8x8 digits of 43 writers (UCI, Alpaydin & Kaynak 1998), grey values 0 to 16, upscaled once to size x size."""
 
+    licence = "CC BY 4.0: UCI's Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998)"
+
     def __init__(self, *, size: PositiveInt = 28) -> None:
         self.shape = (1, size, size)
 

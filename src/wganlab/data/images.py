@@ -35,6 +35,8 @@ class ImageFolder:
     than ``max_broken`` files cannot be decoded, and otherwise names and skips them.
     """
 
+    licence = "not known to wganlab: that of the images in the folder"
+
     def __init__(
         self,
         *,

@@ -16,6 +16,7 @@ class MNIST:
     Raises FileNotFoundError when a file is missing and ``download`` is off, ValueError when one is damaged.
     """
 
+    licence = "CC BY-SA 3.0: MNIST, by Yann LeCun and Corinna Cortes"
     shape = (1, 28, 28)
 
     def __init__(self, *, root: str, train: bool = True, download: bool = False) -> None:

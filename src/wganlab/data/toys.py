@@ -9,6 +9,8 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+LICENCE = "none needed: its points are drawn from a formula"
+
 
 class Points:
     """A distribution in the plane. A new one overrides ``draw``."""
@@ -46,6 +48,7 @@ class Points:
 class Gaussians(Points):
     """A mixture in equal parts: normal with standard deviation ``sd`` around ``centers``, all divided by ``scale``."""
 
+    licence = LICENCE
     centers: Tensor
     sd: float
     scale: float
@@ -85,6 +88,8 @@ class Gaussians25(Gaussians):
 class SwissRoll(Points):
     """The first and third coordinates of scikit-learn's Swiss roll with noise 0.25, divided by 7.5."""
 
+    licence = LICENCE
+
     def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, None]:
         # scikit-learn's formula: its own draws take NumPy's generators and cost more than a training step here
         t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=random))
@@ -94,6 +99,8 @@ class SwissRoll(Points):
 
 class ParallelLine(Points):
     """(0, U) with U uniform in [0, 1]: the real line of the parallel lines (arXiv 1701.07875, example 1)."""
+
+    licence = LICENCE
 
     def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, None]:
         return torch.stack([torch.zeros(n), torch.rand(n, generator=random)], dim=1), None

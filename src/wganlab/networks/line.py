@@ -15,4 +15,4 @@ class Generator(nn.Module):
         self.theta = nn.Parameter(torch.tensor(theta))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.theta.expand(len(latents), 1), (latents + 1) / 2], dim=1)
+        return torch.cat([self.theta.expand_as(latents), (latents + 1) / 2], dim=1)

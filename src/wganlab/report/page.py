@@ -12,7 +12,7 @@ import jinja2
 from wganlab.config import folder_name
 from wganlab.files import write_json, write_text
 from wganlab.metrics import METRICS
-from wganlab.report import figures
+from wganlab.report import figures, tuning
 from wganlab.report.claims import Verdict, conclusion, verdict_table
 from wganlab.report.compare import ABSENT, arms, by_arm, by_protocol, differing_keys, results, select, to_csv
 from wganlab.runs import Run
@@ -68,7 +68,8 @@ def write_report(
 
 def export(runs: Sequence[Run], folder: Path) -> None:
     """Pieces for a README or a paper: table.md and table.tex, samples.png (last grids side by side), each curve as SVG,
-    and of each run epochs_ARM.png, its samples after 1, 2, 4, 10, 50 and 100 epochs (those that it reached).
+    and of each run epochs_ARM.png, its samples after 1, 2, 4, 10, 50 and 100 epochs (those that it reached); where
+    hyperparameters were tuned, tuning.svg and tuning.md.
     """
     names = arms(runs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,10 @@ def export(runs: Sequence[Run], folder: Path) -> None:
         curve = figures.learning_curve(metric, runs, names)
         if curve is not None:
             write_text(folder / f"{metric.replace('/', '_')}.svg", figures.svg(curve))
+    tuned = tuning.figure(runs)
+    if tuned is not None:
+        write_text(folder / "tuning.svg", figures.svg(tuned))
+        write_text(folder / "tuning.md", tuning.table(runs))
 
 
 def columns(records: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str, str]]:
@@ -153,6 +158,7 @@ def render(
     colours = figures.colours(names)
     curves = [figures.learning_curve(metric, runs, names) for metric in METRICS]
     curves += [figures.every_seed(metric, runs, names) for metric in figures.JUDGED]
+    curves.append(tuning.figure(runs))
     panels = [panel(run, name, colours[name]) for run, name in zip(runs, names, strict=True)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wganlab.report", "."),

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import wganlab
-from wganlab import ranks
+from wganlab import loggers, ranks
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, check, construct, generator_steps, objections, open_stream
 from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
@@ -34,7 +33,6 @@ from wganlab.data import Source
 from wganlab.data.stream import BatchStream
 from wganlab.files import write_json, write_text
 from wganlab.locks import locked
-from wganlab.loggers import WandbLogger
 from wganlab.runs import Run, final_and_best
 from wganlab.schema import ConfigError
 
@@ -43,7 +41,8 @@ WORST = 1e9
 
 
 def train(config: DictConfig, *, changed: bool = False) -> float | None:
-    """Hydra's job: one run in Hydra's output folder. Returns the final ``eval/emd``, for sweepers that minimise.
+    """Hydra's job: one run in Hydra's output folder. Returns, for sweepers that minimise, the final ``eval/fid``, or
+    where there is no extractor ``eval/emd``.
 
     A folder that holds a run already goes on from its last checkpoint, or from the start where there is none; what is
     complete is left alone. ``changed`` says that the folder's own config is to be replaced. Raises ConfigError when the
@@ -67,7 +66,7 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
             summary = run(config, folder, status, node)
         else:
             print(f"already completed: {os.path.relpath(folder)}", flush=True)
-    value = summary["final"].get("eval/emd")
+    value = summary["final"].get("eval/fid", summary["final"].get("eval/emd"))
     return value if value is None or math.isfinite(value) else WORST
 
 
@@ -107,7 +106,7 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: ranks
         "error": None,
         "pid": os.getpid(),
         "sweep": os.environ.get("WGANLAB_SWEEP"),
-        "wandb_id": before.get("wandb_id") or secrets.token_hex(4),
+        "wandb_id": before.get("wandb_id") or loggers.new_id(),
     }
     write_json(folder / "status.json", status)
     try:
@@ -194,12 +193,14 @@ def recorded(
     """W&B's run, where there is one: it ends with the summary that is put into the dict, or as failed without."""
     summary: dict[str, Any] = {}
     try:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, loggers.WandbLogger):
             started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
             trainer.loggers = [logger] if started else []
         yield summary
+        if isinstance(logger, loggers.WandbLogger):
+            logger.upload(summary)
     finally:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, loggers.WandbLogger):
             logger.finish(summary or None, 0 if summary else 1)
 
 
@@ -255,10 +256,15 @@ def announce(config: DictConfig, module: AdversarialModule, stream: BatchStream,
 
 
 def run_identity(folder: Path) -> dict[str, Any]:
-    """How W&B shows a run: named after its overrides, grouped by its sweep, tagged with its choices."""
+    """How W&B shows a run: named after its overrides, grouped by its sweep, tagged with its choices.
+
+    A sweep of W&B's names and groups its runs itself.
+    """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     choices = [hydra.runtime.choices[group] for group in ("dataset", "model", "loss")]
+    if loggers.in_agent():
+        return {"tags": choices}
     return {
         "name": hydra.job.override_dirname or folder.name,
         "group": Path(hydra.sweep.dir).name if in_sweep else None,

@@ -1,0 +1,100 @@
+"""The model card of an exported generator: what it is, how it was trained, what it scores, how to load it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jinja2
+import torch
+from omegaconf import OmegaConf
+
+import wganlab
+from wganlab.build import generator_steps
+from wganlab.metrics import METRICS, Metric
+from wganlab.runs import Run
+from wganlab.schema import HYDRA_KEYS, is_node, locate
+
+
+def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) -> str:
+    """The card in Markdown, of the generator of ``run`` after ``step`` steps; ``config`` is resolved.
+
+    ``facts`` are those of the export: format, checkpoint, shape, dtype, parameters, difference.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wganlab", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"spelled": spelled, "words": words}
+    return environment.get_template("card.md.jinja").render(
+        **facts,
+        config=config,
+        step=step,
+        choice={group: run.choices.get(group, "own") for group in ("dataset", "model", "loss", "training")},
+        latent=config["model"].get("latent", "normal"),
+        budget=generator_steps(OmegaConf.create(dict(config))),
+        images_seen=step * config["loss"]["n_critic"] * config["batch_size"],
+        licence=licence(config["dataset"]["_target_"]),
+        tables=list(tables(run, step)),
+        status=run.status,
+        summary=run.summary,
+        exporter={"wganlab": wganlab.__version__, "torch": torch.__version__},
+    )
+
+
+def spelled(node: Mapping[str, Any]) -> str:
+    """A node of a config as the call that it stands for: ``lipschitz.WeightClipping(bound=0.01)``."""
+    arguments = [
+        f"{key}={spelled(value) if is_node(value) else value}" for key, value in node.items() if key not in HYDRA_KEYS
+    ]
+    return f"{'.'.join(node['_target_'].split('.')[-2:])}({', '.join(arguments)})"
+
+
+def words(protocol: Mapping[str, Any]) -> str:
+    """What a protocol says, but for its id and the hash of its real samples."""
+    said = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in protocol.items()
+        if key not in ("id", "real", "libraries")
+    ]
+    return ", ".join([*said, *(f"{name} {version}" for name, version in protocol.get("libraries", {}).items())])
+
+
+def licence(dataset: str) -> str:
+    """What a data class says of its licence."""
+    try:
+        return getattr(locate(dataset), "licence", "not stated")
+    except (Exception, SystemExit):  # an import runs whatever code the module holds
+        return "not stated"
+
+
+def tables(run: Run, step: int) -> Iterator[dict[str, Any]]:
+    """Scores at a generator step: those taken in training, then those of each evaluation."""
+    row = next((row for row in reversed(run.rows) if row["step"] == step), {})
+    yield from table("in training", run.protocol, row)
+    for path in sorted(run.folder.glob("evaluation/*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["step"] == step:
+                yield from table(f"by `wganlab evaluate`, {path.name}", record["protocol"], record["scores"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged, or somebody else's
+
+
+def table(taken: str, protocol: Mapping[str, Any], scores: Mapping[str, float | None]) -> Iterator[dict[str, Any]]:
+    """One table, or none where nothing was scored."""
+    rows = []
+    for name, value in scores.items():
+        if name.startswith("eval/") and value is not None:
+            metric = METRICS.get(name, Metric(TITLES.get(name, ""), None))
+            rows.append(
+                {"name": name, "value": format(value, metric.form), "title": metric.title, "better": metric.better}
+            )
+    if rows:
+        yield {"taken": taken, "protocol": protocol, "rows": rows}
+
+
+#: What is no score of a generator, and stands beside one.
+TITLES = {"eval/emd_real": "The same distance between real samples and others"}

@@ -1,0 +1,236 @@
+"""``wganlab export``: a trained generator as files that load without wganlab, and a card that says what it is."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import runpy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+import wganlab
+from wganlab.adversarial import sample_latents
+from wganlab.build import trained_config
+from wganlab.callbacks.checkpoints import read_checkpoint
+from wganlab.card import model_card
+from wganlab.codegen import source
+from wganlab.config import compose_config, quote_paths, without_hydra
+from wganlab.files import write_json, write_text
+from wganlab.runs import Run
+from wganlab.sample import load_networks
+from wganlab.schema import ConfigError, check_call
+
+#: Batch sizes at which what was written is compared with the generator.
+SIZES = (1, 2, 7)
+#: How far apart the two may be, relative to values above 1: deep networks in float32 are some 1e-5 from themselves in
+#: float64, and a byte of an image is 8e-3.
+TOLERANCE = 1e-4
+#: Latents (n, latent_dim) -> samples (n, *shape).
+Function = Callable[[Tensor], Tensor]
+
+
+def settings(*, run: str, format: Literal["safetensors", "onnx"], checkpoint: str, output: str) -> None:
+    """The keys of conf/export.yaml and what they may be: its schema."""
+
+
+def main(overrides: Sequence[str]) -> None:
+    """Write a generator, its config and its card, checked, all or nothing, and say where."""
+    config = without_hydra(compose_config("export", quote_paths(overrides)))
+    if OmegaConf.is_missing(config, "run"):
+        raise ConfigError("run", ": is missing; give a run folder, as in wganlab export run=PATH format=onnx")
+    check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
+    if not all(importlib.util.find_spec(package) for package in FORMATS[config.format].packages):
+        raise ConfigError("format", f"={config.format}: needs pip install 'wganlab[export]'")
+    run = Run.open(config.run)
+    trained = trained_config(run, "export")
+    checkpoint, output = run.checkpoint(config.checkpoint), Path(config.output)
+    check_output(output)
+    generator, saved = load(trained, checkpoint)
+    try:
+        # beside the first folder that is there already, so that what fails leaves no folder behind
+        there = next(folder for folder in output.absolute().parents if folder.exists())
+        with TemporaryDirectory(prefix=".export-", dir=there) as part:
+            difference = write_export(run, trained, generator, saved, config, Path(part, "new"))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.exists():
+                output.rename(Path(part, "old"))
+            Path(part, "new").rename(output)
+    except OSError as error:
+        raise ConfigError("output", f"={output}: cannot be written ({error})") from error
+    what = f"the generator of step {saved['global_step']}, read back with a largest difference of {difference:.1g}"
+    print(f"{what}: {os.path.relpath(output)}")
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigError unless the folder is new, empty, or holds an export and nothing else."""
+    models = {"generator.safetensors", "generator.onnx"}
+    ours = models | {"generator.py", "config.json", "README.md", "__pycache__"}
+    found = {path.name for path in output.iterdir()} if output.is_dir() else {""} if output.exists() else set()
+    if found and not (found <= ours and found & models):
+        raise ConfigError("output", f"={output}: exists and holds something else than an export; name a new folder")
+
+
+def load(config: DictConfig, checkpoint: Path) -> tuple[nn.Module, Any]:
+    """The generator of a checkpoint in inference mode, in the precision of its weights, and all that the file holds.
+
+    Raises ConfigError when the file is damaged or does not fit the run's config.
+    """
+    (generator,) = load_networks(config, checkpoint, "generator")
+    saved = read_checkpoint(checkpoint, "checkpoint")
+    prefix = "generator."
+    weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
+    generator.to(dtype_of(weights)).load_state_dict(weights)  # load_networks has rounded what was trained in float64
+    return generator.requires_grad_(False), saved
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """That of a network's weights, and so of its latents."""
+    return next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+
+
+def write_export(
+    run: Run, trained: DictConfig, generator: nn.Module, saved: Any, config: DictConfig, folder: Path
+) -> float:
+    """All files of an export in a new folder; returns how far what was written is from the generator.
+
+    Raises ConfigError for a generator that cannot be written so, and where that is too far.
+    """
+    folder.mkdir()
+    draw = partial(
+        sample_latents,
+        latent_dim=trained.model.latent_dim,
+        distribution=trained.model.get("latent", "normal"),
+        dtype=dtype_of(generator.state_dict()),
+        generator=torch.Generator().manual_seed(0),
+    )
+    notes = {
+        "wganlab": wganlab.__version__,
+        "step": str(saved["global_step"]),
+        "checkpoint": config.checkpoint,
+        "choices": json.dumps(run.choices),
+    }
+    try:
+        written = FORMATS[config.format].write(generator, draw(SIZES[-1]), folder, notes)
+        difference = max(compare(generator, written, draw(n)) for n in SIZES)
+    except OSError:
+        raise
+    except Exception as error:  # torch.fx, torch.export and onnxruntime raise a dozen types
+        raise ConfigError("format", f"={config.format}: cannot hold this generator ({reason(error)})") from error
+    resolved = resolve(run, trained)
+    write_json(folder / "config.json", resolved)
+    facts = {"format": config.format, "checkpoint": config.checkpoint, "step": saved["global_step"]}
+    facts |= {"shape": saved["shape"], "dtype": str(draw(1).dtype).removeprefix("torch."), "difference": difference}
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    write_text(folder / "README.md", model_card(run, resolved, parameters=parameters, **facts))
+    return difference
+
+
+def resolve(run: Run, config: DictConfig) -> dict[str, Any]:
+    """The config of a run as plain values, with ${hydra:...} as it was in the run."""
+    stored = run.folder / ".hydra" / "hydra.yaml"
+    if stored.is_file():
+        HydraConfig.instance().cfg = OmegaConf.load(stored)  # type: ignore[assignment]
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def compare(generator: nn.Module, written: Function, latents: Tensor) -> float:
+    """Largest absolute difference between two functions of latents. Raises ValueError where it is too large."""
+    wanted, made = generator(latents), written(latents)
+    if (made.shape, made.dtype) != (wanted.shape, wanted.dtype):
+        raise ValueError(f"of {len(latents)} latents it makes {describe(made)}, and not {describe(wanted)}")
+    difference = (made - wanted).abs().max().item()
+    if not torch.allclose(made, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+        raise ValueError(f"what was written differs from it by {difference:.2g} on {len(latents)} latents")
+    return difference
+
+
+def describe(samples: Tensor) -> str:
+    """Shape and dtype in words."""
+    return f"{'x'.join(map(str, samples.shape))} of {samples.dtype}"
+
+
+def reason(error: BaseException) -> str:
+    """What lies at the bottom of an error, in its first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:200].rstrip(": ")
+
+
+def write_safetensors(generator: nn.Module, latents: Tensor, folder: Path, notes: dict[str, str]) -> Function:
+    """generator.py, code without wganlab, and generator.safetensors; returns what they are when read back."""
+    from safetensors.torch import load_file, save
+
+    code, weights = folder / "generator.py", folder / "generator.safetensors"
+    shape = ", ".join(map(str, generator(latents).shape[1:]))
+    says = f"Latents (n, {latents.shape[1]}) -> samples (n, {shape}). README.md says what they are, and how to load it."
+    write_text(code, source(generator, "Generator", says=says))
+    # a copy of each: networks lie in memory as convolutions like them, and may share tensors
+    state = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in generator.state_dict().items()
+    }
+    weights.write_bytes(save(state, metadata={"format": "pt"} | notes))  # save_file would hide it from other users
+    written: nn.Module = runpy.run_path(str(code))["Generator"]().eval()
+    written.load_state_dict(load_file(weights))
+    return written
+
+
+def write_onnx(generator: nn.Module, latents: Tensor, folder: Path, notes: dict[str, str]) -> Function:
+    """generator.onnx, from "latents" to "samples" for any size of a batch; returns what it is in onnxruntime."""
+    import onnxruntime
+
+    path = folder / "generator.onnx"
+    with silence():
+        program = torch.onnx.export(
+            generator,
+            (latents,),
+            dynamo=True,
+            input_names=["latents"],
+            output_names=["samples"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None  # as it is where it writes a file by itself
+        program.model.metadata_props.update(notes)
+        program.save(path, external_data=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda latents: torch.from_numpy(session.run(["samples"], {"latents": latents.numpy()})[0])
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing printed, warned or logged for a while: torch.onnx tells its progress, and its errors in pages."""
+    logged = logging.root.manager.disable
+    logging.disable()
+    try:
+        quiet = io.StringIO()
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logged)
+
+
+class Format(NamedTuple):
+    """A way to write a generator down: what it needs, and what writes and reads it."""
+
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Path, dict[str, str]], Function]
+
+
+FORMATS = {
+    "safetensors": Format(("safetensors",), write_safetensors),
+    "onnx": Format(("onnx", "onnxscript", "onnxruntime"), write_onnx),
+}

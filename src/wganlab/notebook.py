@@ -1,0 +1,178 @@
+"""wganlab from Python: train as the command does, and have a run as objects."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra import compose
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobStatus, run_job
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from wganlab import cli
+from wganlab.build import check, objections, trained_config
+from wganlab.callbacks.checkpoints import random_state, restore_random_state
+from wganlab.config import jobs, vocabulary
+from wganlab.runs import Run
+from wganlab.sample import draw, load_networks
+from wganlab.schema import ConfigError
+from wganlab.training import train as train_in_hydra
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass
+class LoadedRun:
+    """A run folder as objects, read when they are first asked for; ``run`` has the rest of what it holds."""
+
+    run: Run
+    checkpoint: str
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The composed config, interpolations resolved. Raises ConfigError where it is damaged or cannot be."""
+        config = self._config.copy()
+        with objections(config, "run"):
+            OmegaConf.resolve(config)
+        return config
+
+    @cached_property
+    def history(self) -> "pandas.DataFrame":
+        """metrics.csv: a row per logged generator step, which is the index. Raises ImportError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("history needs pandas: pip install 'wganlab[notebook]'") from error
+        rows = self.run.rows
+        steps = pandas.Index([int(row["step"]) for row in rows], name="step", dtype="int64")
+        return pandas.DataFrame(rows, index=steps).drop(columns="step", errors="ignore")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty for a run that has not completed."""
+        return self.run.summary
+
+    @property
+    def generator(self) -> nn.Module:
+        """In inference mode, on the CPU. Raises ConfigError when none was trained (training=fixed_generator)."""
+        trained_config(self.run, "draw")
+        return self.networks["generator"]
+
+    @property
+    def critic(self) -> nn.Module:
+        """In inference mode, on the CPU."""
+        return self.networks["critic"]
+
+    @torch.no_grad()
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """n samples (n, *shape) in [-1, 1]: those of ``wganlab sample`` with the same seed."""
+        return draw(self.generator, self._config.model, n, torch.Generator().manual_seed(seed))
+
+    @cached_property
+    def networks(self) -> dict[str, nn.Module]:
+        """Those that were trained, with the checkpoint's weights. Raises ConfigError where it is missing or damaged."""
+        fixed = self.run.choices.get("training") == "fixed_generator"
+        names = ["critic"] if fixed else ["generator", "critic"]
+        path = self.run.checkpoint(self.checkpoint)
+        return dict(zip(names, load_networks(self._config, path, *names), strict=True))
+
+    @cached_property
+    def _config(self) -> DictConfig:
+        if "model" not in self.run.config:
+            raise ConfigError("run", f"={self.folder}: its .hydra/config.yaml is damaged")
+        return OmegaConf.create(self.run.config)
+
+
+def load_run(path: str | Path, checkpoint: str = "last") -> LoadedRun:
+    """The run in a folder, with the networks of a checkpoint ("last", "best", ...). Its data are not needed.
+
+    Raises ConfigError when the folder is no run, or the checkpoint missing or damaged.
+    """
+    loaded = LoadedRun(Run.open(path), checkpoint)
+    _ = loaded.networks  # what is wrong with them is said now
+    return loaded
+
+
+def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None) -> LoadedRun:
+    """Make one run as ``wganlab train`` does with these overrides, and load it: the same folder, the same bits.
+
+    A string is split as by a shell. ``run=PATH`` continues a run. ``config_dir`` is the command's --config-dir.
+    Interrupting the kernel ends the run after its step, saved: StoppedError. Raises ConfigError before any data are
+    read, FloatingPointError when the run diverges, BusyError when another process is at it; never SystemExit.
+
+    Left as they were: working directory, sys.argv, log handlers, Hydra's state, global random numbers. Changed for the
+    process, as by the command: torch's matmul precision and with accelerator.deterministic its kernels, malloc's
+    limits, PL_GLOBAL_SEED, the level of Lightning's loggers and some of its warnings.
+    """
+    arguments = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    with hydra_of_its_own(), same_random_numbers():
+        try:
+            if any(argument.startswith("run=") for argument in arguments):
+                cli.resume(arguments)
+                folder = HydraConfig.get().runtime.output_dir
+            else:
+                folder = begin(arguments, config_dir)
+        except SystemExit as error:  # of a user's class
+            raise RuntimeError(f"sys.exit({error.code})") from error
+    return LoadedRun(Run(Path(folder)), "last")
+
+
+def begin(overrides: list[str], config_dir: str | None) -> str:
+    """A new run, by Hydra, in its folder. Raises ConfigError for what is no single run, and what the run raises."""
+    refuse_sweeps(overrides)
+    for config in jobs(overrides, multirun=False, config_dir=config_dir):
+        check(config)
+    with vocabulary("train", overrides, config_dir) as extra:
+        whole = compose("train", [*extra, *overrides, "hydra.mode=RUN"], return_hydra_config=True)
+        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(whole))
+        done = run_job(train_in_hydra, whole, "hydra.run.dir", None, context, configure_logging=False)
+    if done.status == JobStatus.FAILED:
+        raise done._return_value  # its property would write to stderr first
+    return whole.hydra.runtime.output_dir
+
+
+def refuse_sweeps(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for flags, and for overrides that make several runs."""
+    wrong = [override for override in overrides if override.startswith("-")]
+    with suppress(HydraException):  # what is no override is refused with the reason, later
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        several = [one for one in parsed if one.is_sweep_override() or one.key_or_group == "hydra.mode"]
+        wrong += [str(one.input_line) for one in several]
+    if wrong:
+        raise ConfigError(" ".join(wrong), ": wganlab.train makes one run of key=value; sweeps: wganlab train -m ...")
+
+
+@contextmanager
+def hydra_of_its_own() -> Iterator[None]:
+    """Hydra's global state afterwards is what it was: a notebook may use Hydra, too."""
+    before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """The global generators afterwards are what they were."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(before)

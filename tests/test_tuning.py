@@ -1,0 +1,74 @@
+"""Tuning fairness: the best of so many trials."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.test_report import make_run
+from wganlab.files import write_json
+from wganlab.report import tuning
+from wganlab.report.page import export, write_report
+from wganlab.runs import Run, find_runs
+
+
+def test_the_best_of_k_is_expected_over_all_sets_of_k() -> None:
+    values = [3.0, 1.0, 4.0, 1.5]
+    for k in range(1, 5):
+        sets = [min(chosen) for chosen in itertools.combinations(values, k)]
+        assert tuning.expected_best(values, k) == pytest.approx(sum(sets) / len(sets))
+    assert tuning.expected_best([*values, math.inf], 4) == pytest.approx(1.0 + 0.5 / 5)  # one set of five lacks the 1
+    assert tuning.expected_best([1.0, math.inf], 1) == math.inf
+
+
+def trials(folder: Path, found: Mapping[str, Sequence[Sequence[float]]], *, search: bool = False) -> list[Run]:
+    """Runs whose FID ended at these values: arm -> seed -> trial; of infinite ones that have failed."""
+    for arm, seeds in found.items():
+        for seed, values in enumerate(seeds):
+            for number, value in enumerate(values):
+                failed = math.isinf(value)
+                overrides = [f"lr={number}", f"seed={seed}", f"+search={arm}" if search else f"+arms={arm}"]
+                run = make_run(folder / f"{arm}{seed}{9 - number}", {"seed": seed, "lr": number}, overrides)
+                write_json(run / "summary.json", {"final": {} if failed else {"eval/fid": value}})
+                status = {"state": "failed" if failed else "completed", "started": f"2026-01-01T00:00:0{number}"}
+                write_json(run / "status.json", status)
+                if search:
+                    choices = {"hydra": {"runtime": {"choices": {"search": arm}}}}
+                    (run / ".hydra" / "hydra.yaml").write_text(json.dumps(choices))
+    return find_runs([folder])
+
+
+def test_a_grid_is_taken_in_any_order_and_seeds_give_the_interval(tmp_path: Path) -> None:
+    runs = trials(tmp_path, {"a": [[4, 3, 2, 1], [8, 6, 4, 2]], "b": [[9, math.inf, 9, 9]] * 2})
+    metric, found = tuning.curves(runs)
+    assert metric == "eval/fid"
+    mean, low, high = zip(*found["a"], strict=True)
+    assert mean == pytest.approx([3.75, 2.5, 1.875, 1.5])  # means of 2.5 and 5, ..., of 1 and 2
+    assert all(a < b < c for a, b, c in zip(low, mean, high, strict=True))
+    # one of four trials diverged: whoever makes one may have that one
+    assert [one[0] for one in found["b"]] == [math.inf, 9, 9, 9]
+
+
+def test_a_search_is_taken_in_its_order(tmp_path: Path) -> None:
+    _, found = tuning.curves(trials(tmp_path, {"wgan_gp": [[5, 7, 3, 4]]}, search=True))
+    assert [one[0] for one in found["wgan_gp"]] == [5, 5, 3, 3]
+
+
+def test_the_report_shows_it_and_leaves_it_out_where_nothing_was_tuned(tmp_path: Path) -> None:
+    tuned = trials(tmp_path / "tuned", {"a": [[4, 3, 2, 1]], "b": [[9, 8, 7, 6]]})
+    export(tuned, tmp_path / "export")
+    assert (tmp_path / "export/tuning.md").read_text().splitlines()[2:6] == [
+        "| 1 | 2.5 | 7.5 |",
+        "| 2 | 1.67 | 6.67 |",
+        "| 3 | 1.25 | 6.25 |",
+        "| 4 | 1 | 6 |",
+    ]
+    assert "<svg" in (tmp_path / "export/tuning.svg").read_text()
+    write_report(tuned, tmp_path / "page")
+    assert "best of so many trials" in (tmp_path / "page/index.html").read_text()
+    alone = trials(tmp_path / "alone", {"a": [[4], [3], [2], [1]]})
+    assert tuning.figure(alone) is None
+    assert tuning.table(alone) == ""
