@@ -1,9 +1,9 @@
 """The command line as its users meet it."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -28,10 +28,13 @@ def heavy_imports(code: str) -> list[str]:
     [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["report", "--help"], ["sample", "--help"]],
 )
 def test_help_is_quick_and_has_an_example(arguments: list[str], tmp_path: Path) -> None:
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = wganlab(*arguments, cwd=tmp_path)
-    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
+    seconds = (
+        after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    )  # of the processor: machines are shared
     assert seconds < (1 if arguments == ["--help"] else 2)
     assert "--cfg" in arguments or f"wganlab {arguments[0].replace('--help', 'train')}" in done.stdout
     assert not heavy_imports(f"sys.argv = ['wganlab', *{arguments}]; from wganlab.cli import main; main()")
