@@ -12,7 +12,7 @@ from pathlib import Path
 from wganlab.runs import final_and_best, find_runs
 
 ARMS = ("gan", "wgan_clip", "wgan_gp")
-THRESHOLDS = (1, 2, 3, 4, 5, 7, 9)
+THRESHOLDS = (1.5, 2, 2.5, 3, 4, 5, 7)
 
 
 def main(folder: str) -> None:
