@@ -47,6 +47,17 @@ def test_paired_differences_decide(tmp_path: Path) -> None:
     assert verdict(tmp_path, {"a": A, "b": B}) == ("holds", pytest.approx(-10))
 
 
+def test_tuned_arms_are_taken_at_what_suits_each_best(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"a": A, "b": B})
+    for run in runs(tmp_path / "more", {"a": [9.0, 20.0, 20.0], "b": [30.0, 1.0, 30.0]}):
+        run.overrides["lr"] = "1"
+        found.append(run)
+    for changes, expected in (({}, (-15.5 + 4.25 - 9.75) / 3), ({"tuned": True}, (9 - 20 + 11 - 1 + 12 - 21.5) / 3)):
+        (decided,) = decide(read_claims([CLAIM | changes], ["a", "b"], "study.yaml"), found)
+        assert decided.record()["mean"] == pytest.approx(expected)
+    assert "each tuned" in decided.claim.number
+
+
 def test_the_opposite_does_not_hold(tmp_path: Path) -> None:
     assert verdict(tmp_path, {"a": B, "b": A}) == ("does not hold", pytest.approx(10))
 

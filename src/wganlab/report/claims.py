@@ -25,7 +25,8 @@ class Claim:
     The number is ``metric`` of ``arm``: after the last step, at its best, the gap between these two (collapse), or its
     mean over the run. With ``versus`` it is the difference to another arm with the same seed, or with ``ratio`` the
     logarithm (base 10) of their ratio. With ``tracks`` it is instead the rank correlation of ``metric`` with another
-    one over the run. ``where`` narrows a study that sweeps over more than arms and seeds.
+    one over the run. Where a study sweeps over more than arms and seeds, the number is the mean over the rest;
+    ``where`` narrows it, and ``tuned`` takes each arm, with each seed, at what suits it best.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Claim:
         ratio: bool = False,
         tracks: str | None = None,
         where: Mapping[str, Any] | None = None,
+        tuned: bool = False,
         above: Number | None = None,
         below: Number | None = None,
     ) -> None:
         self.says, self.source, self.metric, self.arm, self.at = says, source, metric, arm, at
         self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
+        self.tuned = tuned
         if above is None and below is None:
             raise ValueError("needs above or below, or both: which number would bear it out")
         self.low = -math.inf if above is None else above
@@ -63,7 +66,8 @@ class Claim:
             measured = {"final": "", "best": "best ", "gap": "last less best ", "mean": "mean "}[self.at] + title
         arms = self.arm if self.versus is None else f"{self.arm} {'/' if self.ratio else '−'} {self.versus}"
         where = "".join(f", {key}={value}" for key, value in self.where.items())
-        return f"{'log10 of ' if self.ratio else ''}{measured}: {arms}{where}"
+        tuned = ", each tuned" if self.tuned else ""
+        return f"{'log10 of ' if self.ratio else ''}{measured}: {arms}{where}{tuned}"
 
     @property
     def wanted(self) -> str:
@@ -82,7 +86,7 @@ class Claim:
         return {seed: one - other for seed, (one, other) in both.items()}
 
     def measured(self, runs: Sequence[Run], arm: str) -> dict[str, float]:
-        """The number of one arm, by seed; the mean over whatever else was swept over."""
+        """The number of one arm, by seed; the mean, or when ``tuned`` the best, over whatever else was swept over."""
         found: dict[str, list[float]] = {}
         for run in runs:
             if arm_of(run) != arm or any(setting(run, key) != str(value) for key, value in self.where.items()):
@@ -90,7 +94,9 @@ class Claim:
             value = self.of_run(run)
             if value is not None and math.isfinite(value):
                 found.setdefault(str(run.config.get("seed")), []).append(value)
-        return {seed: fmean(values) for seed, values in found.items()}
+        higher = self.metric in METRICS and METRICS[self.metric].better == "higher"
+        summarise = (max if higher else min) if self.tuned else fmean
+        return {seed: summarise(values) for seed, values in found.items()}
 
     def of_run(self, run: Run) -> float | None:
         """The number of one run; None where it was not measured, or the run is not complete."""
