@@ -15,7 +15,6 @@ import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from wganlab import ranks
 
@@ -44,9 +43,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
 
-    Several ``devices``, on each of several ``nodes``, share every batch; only a rank's process (:mod:`wganlab.ranks`)
-    gets a Trainer of several. ``sync_batchnorm`` takes the statistics of batch norm over the whole batch, not over the
-    share of a device.
+    Several ``devices``, on each of several ``nodes``, share every batch: each has a process of its own
+    (:mod:`wganlab.ranks`) with a Trainer for it alone. ``sync_batchnorm`` takes the statistics of batch norm over the
+    whole batch, not over the share of a device. ``strategy`` says nothing that these do not say.
 
     ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy and is faster, else "highest".
@@ -55,16 +54,10 @@ def build_trainer(
     """
     quiet_lightning()
     check_machine(accelerator, precision, devices)
-    plugins: list[Any] = [LightningEnvironment()] if ranks.HERE.of > 1 else []
-    if ranks.HERE.of > 1 and sync_batchnorm:
-        plugins.append(ranks.SyncBatchNorm())
     trainer = Trainer(
         accelerator=accelerator,
-        devices=devices if ranks.HERE.of > 1 else 1,
-        num_nodes=nodes if ranks.HERE.of > 1 else 1,
+        devices=[ranks.HERE.local_rank] if ranks.HERE.world_size > 1 and backend(accelerator) == "nccl" else 1,
         precision="bf16-mixed" if precision == "bf16" else precision,
-        strategy="ddp" if ranks.HERE.of > 1 else "auto",
-        plugins=plugins,
         deterministic=deterministic,
         max_steps=max_steps,
         max_epochs=-1,
@@ -92,6 +85,11 @@ def check_machine(accelerator: str, precision: str, devices: int) -> None:
     gpus = 0 if accelerator == "cpu" or "gpu" not in available() else max(1, torch.cuda.device_count())
     if gpus and devices > gpus:
         raise ValueError(f"devices={devices}: this machine has {gpus} GPUs; allowed are at most so many")
+
+
+def backend(accelerator: str) -> Literal["gloo", "nccl"]:
+    """How the processes of a run on several devices talk to each other."""
+    return "nccl" if accelerator != "cpu" and torch.cuda.is_available() else "gloo"
 
 
 def available() -> list[str]:

@@ -89,6 +89,9 @@ class AdversarialModule(LightningModule):
     def on_fit_start(self) -> None:
         self.scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
+    def on_train_start(self) -> None:
+        ranks.broadcast(list(self.parameters()))  # the same already, but where machines differ
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
         checkpoint["fingerprint"] = self.fingerprint
@@ -106,7 +109,7 @@ class AdversarialModule(LightningModule):
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
         if generator is None:
-            return ranks.share(sample_latents(n * ranks.HERE.of, self.latent_dim, self.latent, **options))
+            return ranks.share(sample_latents(n * ranks.HERE.world_size, self.latent_dim, self.latent, **options))
         return sample_latents(n, self.latent_dim, self.latent, **options)
 
     @torch.no_grad()
@@ -136,6 +139,7 @@ class AdversarialModule(LightningModule):
             critic_optimizer = critic_optimizer.optimizer
         else:
             critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
+        ranks.broadcast(list(self.buffers()))  # running statistics, of which the first rank's are saved
         self.alternate(self.scaled(batch), generator_optimizer, critic_optimizer)
 
     def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
@@ -171,7 +175,7 @@ class AdversarialModule(LightningModule):
 
     def update(self, name: str, optimizer: Any, gradients: Sequence[Tensor | None], noted: Noted) -> Noted:
         """Step the optimizer of a network with these gradients, and return what was noted: means over all ranks."""
-        averaged = ranks.mean([*gradients, *noted])
+        averaged = ranks.all_reduce_mean([*gradients, *noted])
         gradients, noted = averaged[: len(gradients)], tuple(averaged[len(gradients) :])
         for parameter, gradient in zip(self.weights[name], gradients, strict=True):
             # autograd.grad and compiled code may lay a gradient out in another way; fused optimizers would not notice
@@ -315,7 +319,7 @@ class FixedGenerator(ReusedLatents):
         return noise + self.scaled(real[rows])
 
     def critic_latents(self, real: Tensor) -> Tensor:
-        shape = (len(real) * ranks.HERE.of, *real.shape[1:])
+        shape = (len(real) * ranks.HERE.world_size, *real.shape[1:])
         return real + ranks.share(torch.randn(shape, device=real.device, dtype=real.dtype))
 
     def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:

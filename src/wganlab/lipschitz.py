@@ -71,7 +71,7 @@ def interpolate(
     One alpha per image; some published programs draw one for the whole batch. Without a ``generator``, a rank takes its
     share of what all ranks draw.
     """
-    n = 1 if alpha_per == "batch" else len(real) if generator else len(real) * ranks.HERE.of
+    n = 1 if alpha_per == "batch" else len(real) if generator else len(real) * ranks.HERE.world_size
     alpha = torch.rand((n,) + (1,) * (real.dim() - 1), device=real.device, generator=generator)
     if n > len(real):
         alpha = ranks.share(alpha)

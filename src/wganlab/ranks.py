@@ -13,31 +13,38 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
-from pytorch_lightning.plugins import LayerSync
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
+#: How long the nodes of a run may take to find one another.
+RENDEZVOUS = timedelta(minutes=5)
+#: How long a rank may be waited for, while the first one evaluates. On one machine a dead one is noticed at once.
+PATIENCE = {"one node": timedelta(days=7), "several": timedelta(hours=1)}
+
 
 class Place(NamedTuple):
-    """Which rank this process is, of how many."""
+    """Which rank this process is, of how many, and which device of its machine is its own."""
 
     rank: int = 0
-    of: int = 1
+    world_size: int = 1
+    local_rank: int = 0
 
 
-#: Set once, where a process becomes a rank; so are the signals that the process which waits for it passes on.
+#: Set once, where a process becomes a rank; so are the signals that the process which waits for it passes on, and those
+#: that have come before anybody could act on them.
 HERE = Place()
 PASSED_ON: list[int] = []
+PENDING: list[int] = []
 
 
 def is_submitit(number: int) -> bool:
@@ -56,18 +63,51 @@ def signals() -> list[int]:
 
 def share(whole: Tensor) -> Tensor:
     """This rank's rows of what is there for the whole batch; the number of rows is a multiple of the ranks."""
-    return whole if HERE.of == 1 else whole.chunk(HERE.of)[HERE.rank]
+    return whole if HERE.world_size == 1 else whole.chunk(HERE.world_size)[HERE.rank]
 
 
-def mean(tensors: Sequence[Tensor | None]) -> list[Any]:
+def all_reduce_mean(tensors: Sequence[Tensor | None]) -> list[Any]:
     """The mean over all ranks of each tensor, the same on every rank to the last bit. None stays None."""
-    if HERE.of == 1:
+    if HERE.world_size == 1:
         return list(tensors)
     present = [tensor for tensor in tensors if tensor is not None]
     flat = torch.cat([tensor.reshape(-1) for tensor in present])  # one message: many small ones take longer
     torch.distributed.all_reduce(flat)
-    parts = iter(flat.div_(HERE.of).split([tensor.numel() for tensor in present]))
+    parts = iter(flat.div_(HERE.world_size).split([tensor.numel() for tensor in present]))
     return [None if tensor is None else next(parts).view(tensor.shape).to(tensor.dtype) for tensor in tensors]
+
+
+@torch.no_grad()
+def broadcast(tensors: Sequence[Tensor]) -> None:
+    """Give all ranks what the first one has, in place."""
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if HERE.world_size == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.broadcast(flat, 0)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def of_first(yes: bool, device: torch.device) -> bool:
+    """What the first rank says."""
+    said = torch.tensor([float(yes)], device=device)
+    broadcast([said])
+    return bool(said.item())
+
+
+class AllReduceSum(torch.autograd.Function):
+    """The sum over all ranks, differentiable as often as is wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return AllReduceSum.apply(gradient.contiguous())
 
 
 class SyncedBatchNorm(_BatchNorm):
@@ -81,13 +121,14 @@ class SyncedBatchNorm(_BatchNorm):
             return super().forward(x)
         over = [dim for dim in range(x.dim()) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
-        average = all_reduce(x.mean(over)) / HERE.of
-        centred = x - average.view(shape)
-        variance = all_reduce(centred.square().mean(over)) / HERE.of
+        full = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics in half precision would be too coarse
+        average = AllReduceSum.apply(full.mean(over)) / HERE.world_size
+        centred = full - average.view(shape)
+        variance = AllReduceSum.apply(centred.square().mean(over)) / HERE.world_size
         if self.track_running_stats:
-            self._track(average, variance, x.numel() // x.shape[1] * HERE.of)
+            self._track(average, variance, x.numel() // x.shape[1] * HERE.world_size)
         normal = centred * (variance + self.eps).rsqrt().view(shape)
-        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+        return (normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal).to(x.dtype)
 
     @torch.no_grad()
     def _track(self, average: Tensor, variance: Tensor, n: int) -> None:
@@ -101,27 +142,21 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance * (n / (n - 1)), momentum)
 
 
-class SyncBatchNorm(LayerSync):
-    """Lightning's way to have batch norm synchronised."""
-
-    def apply(self, model: nn.Module) -> nn.Module:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.__class__ = SyncedBatchNorm  # the parameters stay those that the optimizers know
-        return model
-
-    def revert(self, model: nn.Module) -> nn.Module:
-        return model
+def synchronise_batch_norm(network: nn.Module) -> None:
+    """Have every batch norm of a network see the batches of all ranks."""
+    for module in network.modules():
+        if HERE.world_size > 1 and isinstance(module, _BatchNorm):
+            module.__class__ = SyncedBatchNorm  # the parameters stay those that the optimizers know
 
 
 @dataclass
 class Node:
-    """One machine of a run: its number, and where rank 0 listens.
+    """One machine of a run: its rank among them, and where rank 0 listens.
 
     As elsewhere, NODE_RANK, MASTER_ADDR and MASTER_PORT name them, or Slurm does for one task per node.
     """
 
-    number: int
+    rank: int
     address: str
     port: int
 
@@ -139,79 +174,118 @@ class Node:
         return cls(int(known["NODE_RANK"]), known["MASTER_ADDR"], int(known["MASTER_PORT"]))
 
 
-def launch(work: Callable[..., Any], *arguments: Any, devices: int, node: Node, nodes: int = 1) -> None:
+def launch(
+    work: Callable[..., Any], *arguments: Any, devices: int, node: Node, nodes: int = 1, backend: str = "gloo"
+) -> None:
     """Call ``work(*arguments)`` on as many ranks of this node; returns when the first of them has finished.
 
     What rank 0 raises is raised here. Raises ChildProcessError when another rank fails or is killed: no rank outlives
-    the others, and all die with this process. Of :func:`signals`, what this process receives reaches rank 0.
+    the others, and all die with this process. Of :func:`signals`, what this process receives reaches rank 0. The ranks
+    share the threads of this process.
     """
     context = multiprocessing.get_context("spawn")  # after a fork, neither OpenMP nor CUDA would work
-    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // devices)
-    processes, ends = [], []
-    for local in range(devices):
-        end, other = context.Pipe(duplex=False)
-        place = Place(node.number * devices + local, devices * nodes)
-        options = {"local": local, "node": node, "place": place, "threads": threads, "signals": signals()}
-        processes.append(context.Process(target=_rank, args=(other, options, work, arguments)))
-        processes[-1].start()
-        other.close()
-        ends.append(end)
-    first = node.number * devices
-    try:
-        with forwarded(processes[0]) if first == 0 else contextlib.nullcontext():
-            _await(ends, processes, first)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-def _await(ends: list[Connection], processes: list[Any], first: int) -> None:
-    """Wait for the first rank of this node, and raise what becomes of any before it has finished."""
-    open_ends = list(ends)
-    while ends[0] in open_ends:
-        for end in wait(open_ends):
-            assert isinstance(end, Connection)
-            local = ends.index(end)
-            open_ends.remove(end)
-            try:
-                error = end.recv()
-            except EOFError:
-                processes[local].join()
-                code = processes[local].exitcode
+    first = node.rank * devices
+    options: dict[str, Any] = {
+        "node": node,
+        "backend": backend,
+        "parent": os.getpid(),
+        "patience": PATIENCE["one node" if nodes == 1 else "several"],
+        "threads": max(1, torch.get_num_threads() // devices),
+        "signals": signals(),
+    }
+    processes: list[Any] = []
+    ends: list[Connection] = []
+    with Forwarding() if first == 0 else contextlib.nullcontext() as forwarding:
+        try:
+            for local_rank in range(devices):
+                end, other = context.Pipe(duplex=False)
+                place = Place(first + local_rank, devices * nodes, local_rank)
+                processes.append(context.Process(target=_rank, args=(other, place, options, work, arguments)))
+                processes[-1].start()
+                other.close()
+                ends.append(end)
+            failed = _first_to_fail(ends, forwarding.pass_on if forwarding else None, processes[0].pid)
+            if not failed:
+                for process in processes[1:]:
+                    process.join(10)  # it has made all its steps
+                return
+            for local_rank in [local_rank for local_rank, error in failed.items() if error is None]:
+                processes[local_rank].join()
+                code = processes[local_rank].exitcode
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-                raise ChildProcessError(f"rank {first + local} {how}; the last checkpoint is good") from None
-            if error is None:
+                raise ChildProcessError(f"rank {first + local_rank} {how}")
+            _raise(first, failed)
+        finally:
+            for process in processes:
+                if process.pid is not None:
+                    process.kill()
+                    process.join()
+
+
+#: What rank 0 sends when it can take signals.
+READY = "ready"
+
+
+def _first_to_fail(
+    ends: list[Connection], pass_on: Callable[[int], None] | None, pid: int
+) -> dict[int, BaseException | None]:
+    """Local ranks that have failed before the first of this node has finished, in order: what each raised, or None
+    where it was killed."""
+    open_ends, failed = list(ends), dict[int, BaseException | None]()
+    while ends[0] in open_ends or failed:
+        # where one has gone, others lose their connection to it, and may be heard of first
+        ready = wait(open_ends, 2.0 if failed else None)
+        for end in ready:
+            assert isinstance(end, Connection)
+            try:
+                message = end.recv()
+            except EOFError:
+                failed[ends.index(end)] = None
+                open_ends.remove(end)
                 continue
-            if first + local == 0:
-                raise error
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ChildProcessError(f"rank {first + local} failed: {text}") from error
-    for process in processes[1:]:
-        process.join(10)  # it has made all its steps
+            if message == READY:
+                if pass_on:
+                    pass_on(pid)
+                continue
+            open_ends.remove(end)
+            if message is not None:
+                failed[ends.index(end)] = message
+        if failed and not ready:
+            break
+    return failed
 
 
-def _rank(end: Connection, options: dict[str, Any], work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _raise(first: int, failed: dict[int, BaseException | None]) -> None:
+    """Raise what the first of these ranks raised: that of rank 0 as it is."""
+    local_rank, error = next(iter(failed.items()))
+    lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("onnection", "NCCL", "gloo"))
+    if first + local_rank == 0 and not lost and error is not None:
+        raise error
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    what = "has lost another rank" if lost else "failed"
+    raise ChildProcessError(f"rank {first + local_rank} {what} ({text})") from error
+
+
+def _rank(
+    end: Connection, place: Place, options: dict[str, Any], work: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
     """What a rank's process does."""
     global HERE, PASSED_ON
-    HERE, PASSED_ON = options["place"], options["signals"]
-    node: Node = options["node"]
+    HERE, PASSED_ON = place, options["signals"]
     with contextlib.suppress(RuntimeError):  # where the system has no such thing
         _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if os.getppid() != options["parent"]:  # it has died before
+        os._exit(1)
     os.setpgrp()  # Ctrl-C is for the process that waits, which passes it on
-    os.environ |= {
-        "LOCAL_RANK": str(options["local"]),
-        "NODE_RANK": str(node.number),
-        "MASTER_ADDR": node.address,
-        "MASTER_PORT": str(node.port),
-    }
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
-    if HERE.rank:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
+    if HERE.rank == 0:
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, _: PENDING.append(number))
+        end.send(READY)
+    torch.set_num_threads(options["threads"])
     error: BaseException | None = None
     try:
+        join(options["node"], options["backend"], options["patience"])
         work(*arguments)
     except BaseException as raised:
         error = raised
@@ -226,15 +300,46 @@ def _rank(end: Connection, options: dict[str, Any], work: Callable[..., Any], ar
     os._exit(0)  # torch.distributed would wait for the others
 
 
-@contextlib.contextmanager
-def forwarded(process: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM go to another process for the length of the block, where Python lets them be handled."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda n, _: os.kill(process.pid, n)) for number in signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+def ignore_signals() -> None:
+    """What is for the first rank, and reaches all where a group of processes is signalled, is not for this one."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def join(node: Node, backend: str, patience: timedelta) -> None:
+    """Make the process group of all ranks."""
+    if backend == "nccl":
+        torch.cuda.set_device(HERE.local_rank)
+    store = torch.distributed.TCPStore(node.address, node.port, HERE.world_size, HERE.rank == 0, timeout=RENDEZVOUS)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=HERE.rank, world_size=HERE.world_size, timeout=patience
+    )
+
+
+class Forwarding:
+    """Within it, :func:`signals` go to another process, once it can take them, where Python lets them be handled."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self.pid: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Forwarding":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._receive) for number in signals()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.held.append(number)
+        if self.pid is not None:
+            self.pass_on(self.pid)
+
+    def pass_on(self, pid: int) -> None:
+        """Send what has been held back, and from now on what comes, to a process."""
+        self.pid = pid
+        while self.held:
+            os.kill(pid, self.held.pop(0))

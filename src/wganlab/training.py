@@ -21,12 +21,13 @@ from torch import nn
 
 import wganlab
 from wganlab import loggers, ranks
+from wganlab.accelerator import backend
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, check, construct, generator_steps, objections, open_stream
 from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
-from wganlab.callbacks.interruption import Interruption, StoppedError
+from wganlab.callbacks.interruption import Deaf, Interruption, StoppedError
 from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
 from wganlab.data import Source
@@ -53,8 +54,8 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
     check(config)
     with objections(config, "accelerator"):
         node = ranks.Node.here(config.accelerator.get("nodes", 1))
-    if node.number:
-        ranks.launch(fit, config, folder, devices=config.accelerator.devices, node=node, nodes=config.accelerator.nodes)
+    if node.rank:
+        on_ranks(config, folder, node)
         return None
     with locked(folder):
         status = read_status(folder)
@@ -111,11 +112,10 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: ranks
     write_json(folder / "status.json", status)
     try:
         identity = run_identity(folder) | {"id": status["wandb_id"]}
-        devices, nodes = config.accelerator.devices, config.accelerator.get("nodes", 1)
-        if devices * nodes == 1:
+        if config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1) == 1:
             summary = fit(config, folder, identity)
         else:
-            ranks.launch(fit, config, folder, identity, devices=devices, node=node, nodes=nodes)
+            on_ranks(config, folder, node, identity)
             summary = json.loads((folder / "summary.json").read_text())
     except BaseException as error:
         stopped = isinstance(error, StoppedError | KeyboardInterrupt)
@@ -131,6 +131,20 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: ranks
         flush=True,
     )
     return summary
+
+
+def on_ranks(config: DictConfig, folder: Path, node: ranks.Node, *arguments: Any) -> None:
+    """:func:`fit` on all devices of this node. Raises ChildProcessError where one dies."""
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
+    devices, nodes = config.accelerator.devices, config.accelerator.nodes
+    talk = backend(config.accelerator.accelerator)
+    try:
+        ranks.launch(fit, resolved, folder, *arguments, devices=devices, node=node, nodes=nodes, backend=talk)
+    except ChildProcessError as error:
+        saved = (folder / "checkpoints" / "last.ckpt").exists()
+        raise ChildProcessError(
+            f"{error}; {'the last checkpoint is good' if saved else 'nothing was saved'}"
+        ) from error
 
 
 def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -150,7 +164,10 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     compilation = Compilation(config.compile)
     own: list[pl.Callback] = [compilation, history, ProgressReport(history), interruption]
     if not leads:  # whoever restores the random numbers is needed
-        observers, own = [callback for callback in observers if isinstance(callback, Checkpoints)], [compilation]
+        observers, own = (
+            [callback for callback in observers if isinstance(callback, Checkpoints)],
+            [compilation, Deaf()],
+        )
     trainer: pl.Trainer = construct(
         config,
         "accelerator",
@@ -159,6 +176,8 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
         callbacks=[*observers, *own],
         logger=logger or False,
     )
+    if config.accelerator.get("sync_batchnorm"):
+        ranks.synchronise_batch_norm(module)
     trainer.precision_plugin.convert_module(module)  # Lightning would do so after it has loaded a checkpoint
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else None
@@ -234,10 +253,10 @@ def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
             f"sums in another order, so equal up to rounding only (OMP_NUM_THREADS={threads})",
             flush=True,
         )
-    if of != ranks.HERE.of:
+    if of != ranks.HERE.world_size:
         print(
-            f"note: the run was shared by {of} devices and now by {ranks.HERE.of}: equal up to rounding only, and less "
-            "where a network couples the images of a batch or has dropout",
+            f"note: the run was shared by {of} devices and now by {ranks.HERE.world_size}: equal up to rounding only, "
+            "and less where network or loss couple the images of a batch, or with dropout",
             flush=True,
         )
 
@@ -285,7 +304,7 @@ def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) 
         **final_and_best(history.rows),
         "parameters": {name: count_parameters(getattr(module, name)) for name in ("generator", "critic")},
         "device": str(trainer.strategy.root_device),
-        "ranks": ranks.HERE.of,
+        "ranks": ranks.HERE.world_size,
         "threads": torch.get_num_threads(),
         "versions": {
             "wganlab": wganlab.__version__,

@@ -75,8 +75,7 @@ class Checkpoints(Checkpoint):
         part = folder / "checkpoint.part"
         names = ["best"] * best + [f"step_{trainer.global_step:08d}"] * keep
         try:
-            # as trainer.save_checkpoint does, which would then wait for the other ranks
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), part)
+            trainer.save_checkpoint(part)
             for name in names:
                 shutil.copyfile(part, folder / f"{name}.part")
                 os.replace(folder / f"{name}.part", folder / f"{name}.ckpt")
@@ -96,7 +95,7 @@ class Checkpoints(Checkpoint):
         checkpoint["wganlab"] = {
             "schema": SCHEMA,
             "threads": torch.get_num_threads(),
-            "ranks": ranks.HERE.of,
+            "ranks": ranks.HERE.world_size,
             "random": random_state(),
         }
 
@@ -132,7 +131,7 @@ def random_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # of the device in use
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),
     }
@@ -142,7 +141,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     """Set all global generators to what :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]

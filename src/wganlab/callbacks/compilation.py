@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from wganlab import ranks
 from wganlab.adversarial import AdversarialModule
 
 Compile = Literal["auto", "on", "off"]
@@ -50,23 +51,25 @@ class Compilation(Callback):
             self.decided = False
             return
         must_pay = self.wanted == "auto" and self.decided is None
-        n = trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+        n = trainer.train_dataloader.batch_size // ranks.HERE.world_size  # type: ignore[union-attr]
         real = module.scaled(trainer.train_dataloader.reference(n))  # type: ignore[union-attr]
         started = time.perf_counter()
-        print("compiling the gradients of both networks (compile=off trains without)", flush=True)
+        tell = print if ranks.HERE.rank == 0 else lambda *_, **__: None
+        tell("compiling the gradients of both networks (compile=off trains without)", flush=True)
+        compiled, gain = None, None
         try:
             with untouched(module), trainer.precision_plugin.forward_context():
                 compiled = compile_gradients(module, real)
                 gain = speed_up(module, compiled, real) if must_pay else None
         except Exception as error:  # torch.compile raises whatever its parts raise
-            self.decided = False
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"note: not compiled, training goes on plainly ({reason[:160]})", flush=True)
-            return
+            tell(f"note: not compiled, training goes on plainly ({reason[:160]})", flush=True)
         seconds = time.perf_counter() - started
-        self.decided = gain is None or gain > GAIN
+        self.decided = ranks.of_first(compiled is not None and (gain is None or gain > GAIN), module.device)
+        if compiled is None:
+            return
         measured = "" if gain is None else f", a critic step is {gain:.2f} times as fast"
-        print(f"compiled in {seconds:.0f} s{measured}{'' if self.decided else ': not used'}", flush=True)
+        tell(f"compiled in {seconds:.0f} s{measured}{'' if self.decided else ': not used'}", flush=True)
         if self.decided:
             module.compiled = compiled
 
@@ -79,11 +82,12 @@ def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Grad
     ValueError when a gradient differs."""
     if not module.compilable:
         raise ValueError(f"{type(module).__name__} takes its gradients in a way of its own")
+    if any(isinstance(part, ranks.SyncedBatchNorm) for part in module.modules()):
+        raise ValueError("batch norm waits for other processes")
     if module.scaler is not None:
         raise ValueError("fp16 losses are scaled by a factor that changes")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
     torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
-    torch._dynamo.config.optimize_ddp = False  # would cut the graph where Lightning has wrapped the module for ranks
     compiled = {}
     for name in ("critic", "generator"):
         if not module.weights[name]:

@@ -5,13 +5,14 @@ import threading
 from types import FrameType
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from wganlab import ranks
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.checkpoints import Checkpoints
+from wganlab.ranks import ignore_signals
 
 
 class StoppedError(Exception):
@@ -38,6 +39,7 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
+            self.received = next(iter(ranks.PENDING), None)
             self.before = {number: signal.signal(number, self._receive) for number in ranks.signals()}
         return self
 
@@ -64,3 +66,10 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
             saver.save(trainer, module)
         saved = "saved" if savers else "not saved: there is no callbacks.checkpoints"
         raise StoppedError(self.received, f"after generator step {trainer.global_step} ({saved})")
+
+
+class Deaf(Callback):
+    """On ranks but the first: signals are not for them, whatever Lightning makes of them."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        ignore_signals()

@@ -94,14 +94,14 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        alone = ranks.HERE.of == 1
+        alone = ranks.HERE.world_size == 1
         if not (self.training and 0 < self.p < 1) or (alone and x.device.type != "cpu"):
             return super().forward(x)
         # in fp32, since bf16 numbers are too coarse for a probability
         if alone:
             uniform = torch.rand_like(x, dtype=torch.float32)
         else:
-            uniform = ranks.share(torch.rand(len(x) * ranks.HERE.of, *x.shape[1:], device=x.device))
+            uniform = ranks.share(torch.rand(len(x) * ranks.HERE.world_size, *x.shape[1:], device=x.device))
         kept = uniform >= self.p
         return x * kept.to(x.dtype).div_(1 - self.p)
 
