@@ -33,7 +33,12 @@ def trials(folder: Path, found: Mapping[str, Sequence[Sequence[float]]], *, sear
                 overrides = [f"lr={number}", f"seed={seed}", f"+search={arm}" if search else f"+arms={arm}"]
                 run = make_run(folder / f"{arm}{seed}{9 - number}", {"seed": seed, "lr": number}, overrides)
                 write_json(run / "summary.json", {"final": {} if failed else {"eval/fid": value}})
-                status = {"state": "failed" if failed else "completed", "started": f"2026-01-01T00:00:0{number}"}
+                error = "FloatingPointError: diverged" if failed else None
+                status = {
+                    "state": "failed" if failed else "completed",
+                    "error": error,
+                    "started": f"2026-01-01T00:00:0{number}",
+                }
                 write_json(run / "status.json", status)
                 if search:
                     choices = {"hydra": {"runtime": {"choices": {"search": arm}}}}

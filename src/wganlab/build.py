@@ -91,9 +91,10 @@ GIVEN = {
 }
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, *, here: bool = True) -> None:
     """Refuse a composed config that cannot run, before any data is read: raises ConfigError.
 
+    Unless it is to run ``here``, nothing is said of the machine.
     Integers that stand where floats are wanted become floats, in place.
     """
     try:
@@ -116,7 +117,8 @@ def check(config: DictConfig) -> None:
         what = "data set" if not held_out else f"data set less hold_out={held_out}"
         allowed = f"must be at most the {max(0, length - held_out)} samples of the {what}"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
-    construct(config, "accelerator", max_steps=1)
+    if here:
+        construct(config, "accelerator", max_steps=1)
     of = config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1)
     if config.batch_size % of:
         raise ConfigError("batch_size", f"={config.batch_size}: must be a multiple of the {of} devices that share it")

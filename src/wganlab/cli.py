@@ -72,12 +72,13 @@ def train(arguments: Sequence[str]) -> None:
         compose_sweep,
         conf_dir,
         fix_sweep_dir,
+        forget_defaults_of_plugins,
         jobs,
         name_jobs_by_what_varies,
         sweep_what_depends,
     )
     from wganlab.schema import ConfigError
-    from wganlab.search import check_plugins, continued, is_search
+    from wganlab.search import check_plugins, continued, is_search, runs_elsewhere
 
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
     if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
@@ -97,12 +98,14 @@ def train(arguments: Sequence[str]) -> None:
         for config in jobs(overrides, multirun=options.multirun, folders=folders, **where):
             from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
-            check(config)
+            check(config, here=hydra_node is None or not runs_elsewhere(hydra_node))
             if hydra_node is not None and is_search(hydra_node) and not config.callbacks.get("evaluation"):
                 raise ConfigError("callbacks.evaluation", ": is off, and a search minimises what it measures")
         if options.multirun:
             flags = [argument for argument in arguments if argument not in options.overrides]
             arguments = [*flags, *sweep_what_depends(overrides, **where)]
+    elif options.cfg or options.info:
+        forget_defaults_of_plugins()
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, so that main() can word them
     launch = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)
@@ -110,7 +113,7 @@ def train(arguments: Sequence[str]) -> None:
         launch()
         return
     if is_search(hydra_node):
-        with continued(hydra_node) as missing:
+        with continued(hydra_node, config) as missing:
             sys.argv += missing or []
             if missing is not None:
                 launch()

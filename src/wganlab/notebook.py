@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hydra import compose
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext
@@ -162,10 +164,14 @@ def refuse_sweeps(overrides: Sequence[str]) -> None:
 def hydra_of_its_own() -> Iterator[None]:
     """Hydra's global state afterwards is what it was: a notebook may use Hydra, too."""
     before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    Plugins.instance()  # which fills the store
+    groups = ConfigStore.instance().repo.get("hydra", {})
+    defaults = {group: dict(choices) for group, choices in groups.items() if isinstance(choices, dict)}
     try:
         yield
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before
+        groups.update(defaults)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from wganlab.locks import locked
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, leaves
 
 #: Package of Hydra's plugin -> the extra of wganlab that brings it, with versions that work together, and its library.
 EXTRAS = {
@@ -46,23 +46,32 @@ def check_plugins(hydra: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"hydra/{key}", f"={choice}: cannot be used here ({reason}); {advice}") from error
 
 
+def runs_elsewhere(hydra: Any) -> bool:
+    """Whether jobs run on machines that may be unlike this one."""
+    ray = OmegaConf.select(hydra, "launcher.ray.init.address")
+    return str(hydra.launcher._target_).endswith("SlurmLauncher") or bool(ray)
+
+
 def is_search(hydra: Any) -> bool:
     """Whether jobs are chosen as it goes, by Optuna."""
     return "optuna" in str(hydra.sweeper._target_)
 
 
 @contextmanager
-def continued(hydra: DictConfig) -> Iterator[list[str] | None]:
-    """A search, begun or taken up again: yields the overrides with which Optuna makes the trials that are missing.
+def continued(hydra: DictConfig, config: DictConfig) -> Iterator[list[str] | None]:
+    """A search, begun or taken up again with the same ``config``: yields the overrides with which Optuna makes the
+    trials that are missing.
 
     Yields None where none is. Trials that were under way when the search was interrupted come first, with the same
     values, and so in the same folders: they go on from their checkpoints. At the end the best trial is printed.
-    Raises BusyError when another process is at the search, and ConfigError when its database cannot be used.
+    Raises BusyError when another process is at the search, ConfigError when its database cannot be used or its trials
+    had another config, and ChildProcessError when none has completed.
     """
     folder = Path(hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         study = open_study(hydra)
+        check_same_search(study, config, folder)
         state = importlib.import_module("optuna").trial.TrialState
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
@@ -79,10 +88,30 @@ def continued(hydra: DictConfig) -> Iterator[list[str] | None]:
         if missing > 0:
             again = [f"hydra.sweeper.n_trials={missing}"]
             # with the seed that it began with, Optuna would try the same values again
-            yield again if seed is None else [*again, f"hydra.sweeper.sampler.seed={seed + len(trials)}"]
+            try:
+                yield again if seed is None else [*again, f"hydra.sweeper.sampler.seed={seed + len(trials)}"]
+            except ValueError as error:
+                if "No trials are completed" not in str(error):  # Optuna's plugin asks for the best of none
+                    raise
         else:
             yield None
         report(open_study(hydra), folder)
+
+
+def check_same_search(study: Any, config: DictConfig, folder: Path) -> None:
+    """Raises ConfigError unless the trials of a search have had this config, but for what is searched."""
+    now = {key: str(value) for key, value in leaves(OmegaConf.to_container(config, resolve=True))}
+    before = study.user_attrs.get("config")
+    if before is None:
+        study.set_user_attr("config", now)
+        return
+    for key in [*before, *now]:
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                key,
+                f"={now.get(key)}: cannot change in a search that is continued; it was {before.get(key)} in {folder}; "
+                "give a new folder (hydra.sweep.dir=) for a new search",
+            )
 
 
 def open_study(hydra: DictConfig) -> Any:
@@ -110,8 +139,8 @@ def report(study: Any, folder: Path) -> None:
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     if not complete:
-        raise RuntimeError(f"no trial of {folder} has completed: see status.json in its folders")
-    best = min(complete, key=lambda trial: trial.value)
+        raise ChildProcessError(f"no trial of {folder} has completed: see status.json in its folders")
+    best = study.best_trial
     values = " ".join(f"{key}={value}" for key, value in best.params.items())
     failed = len(trials) - len(complete)
     note = f", {failed} interrupted or failed" if failed else ""

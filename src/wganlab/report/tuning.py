@@ -34,16 +34,22 @@ def curves(runs: Sequence[Run]) -> tuple[str, dict[str, Curve]]:
     An arm is that of a study, or a search by Optuna; a trial is a run of it, and its score the last one. Those of a
     grid are taken in any order, and the best of k is expected over all; a search learns from trial to trial, so of its
     trials the first k are taken. A run that diverged is a trial, too, and the worst one. Empty unless every arm has
-    FEWEST trials of each seed.
+    FEWEST trials of each seed, all scored by one protocol.
     """
     groups: dict[str, dict[object, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         arm = run.overrides.get("arms") or run.choices.get("search")
-        if arm and run.status["state"] in ("completed", "failed"):
+        diverged = str(run.status.get("error")).startswith("FloatingPointError")
+        if arm and (run.status["state"] == "completed" or diverged):
             groups[arm][run.config.get("seed")].append(run)
     scores = [run.summary.get("final", {}) for run in runs]
     metric = next((name for name in ("eval/fid", "eval/emd") if any(name in score for score in scores)), "")
-    if not metric or min((len(trials) for seeds in groups.values() for trials in seeds.values()), default=0) < FEWEST:
+    protocols = {run.protocol.get("id") for run in runs if run.summary}
+    if (
+        not metric
+        or len(protocols) > 1
+        or min((len(trials) for seeds in groups.values() for trials in seeds.values()), default=0) < FEWEST
+    ):
         return metric, {}
     return metric, {arm: curve([bests(trials, metric) for trials in seeds.values()]) for arm, seeds in groups.items()}
 
