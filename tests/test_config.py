@@ -137,7 +137,7 @@ BAD = [
     ("callbacks.samples.every=0", "callbacks.samples.every=0: must be an integer > 0"),
     ("dataset=mnist dataset.root=/nowhere", "dataset.root=/nowhere: /nowhere/MNIST/raw lacks train-images-idx3-ubyte"),
     ("accelerator.precision=31", "accelerator.precision=31: must be one of 32-true"),
-    ("accelerator=tpu", "accelerator=tpu: no such choice; allowed are auto, cpu, gpu"),
+    ("accelerator=tpu", "accelerator=tpu: no such choice; allowed are auto, cpu, ddp, gpu"),
     ("steps", "steps: not an override of the form key=value"),
     ("dataset=null", "dataset=null: "),
     ("steps=3 images=300", "images=300: is a budget, and so is steps"),
@@ -153,7 +153,7 @@ BAD = [
     ("steps=${foo}", "foo"),
     ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),
     ("~nothing", "~nothing: there is no such key to delete"),
-    ("accelerator.devices=2", "accelerator.devices=2: must be one of 1"),
+    ("accelerator.devices=0", "accelerator.devices=0: must be an integer > 0"),
     ("accelerator=cpu accelerator.precision=16-mixed", "accelerator.precision=16-mixed: needs a GPU"),
     ("hydra.run.dir=/dev/null", "hydra.run.dir=/dev/null: /dev/null is no folder"),
 ]

@@ -137,9 +137,13 @@ def test_a_signal_stops_all_ranks_after_a_whole_step(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_while_ranks_start_stops_them_after_their_first_step(tmp_path: Path) -> None:
     run = begin("loss=gan", "hydra.run.dir=out", "steps=100000", cwd=tmp_path)
-    wait_for(tmp_path / "out" / "status.json")
+    until = time.monotonic() + 120
+    while len(children(run.pid)) < 2:
+        assert time.monotonic() < until, "no ranks have come"
+        time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 128 + signal.SIGTERM
@@ -147,6 +151,7 @@ def test_a_signal_that_comes_while_ranks_start_stops_them_after_their_first_step
     assert Run(tmp_path / "out").status["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_no_rank_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
     run = begin("loss=gan", "hydra.run.dir=out", "steps=100000", "callbacks.checkpoints.every=2", cwd=tmp_path)
     wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt")
@@ -173,7 +178,7 @@ def test_the_same_command_on_two_nodes_is_one_run(on_two: Path) -> None:
     assert difference(on_two / "two" / "loss=wgan_clip", on_two / "nodes") < 1e-9
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_synchronised_batch_norm_is_that_of_the_whole_batch(precision: str, on_two: Path) -> None:
     """In the critic too, where the penalty differentiates it twice."""
     norm = ["model=dcgan", "model.generator.n_filters=8", "model.critic.n_filters=4", "model.critic.norm=batch"]
@@ -199,6 +204,7 @@ def test_compiled_gradients_are_averaged_like_plain_ones(on_two: Path) -> None:
     assert difference(on_two / "plain", on_two / "compiled") < 1e-9
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_is_said_to_be_inexact(on_two: Path) -> None:
     run = on_two / "two" / "loss=gan"
     done = wganlab("train", f"run={run}", "steps=14", cwd=on_two)

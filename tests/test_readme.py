@@ -98,7 +98,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     (block,) = [block for _, block in BLOCKS if block.startswith("import wganlab")]
     env = without_account(tmp_path)
-    shown = "\nassert (run.checkpoint, run.history.index[-1]) == ('best', 120)\n"
+    shown = "\nassert (run.checkpoint, run.history.index[-1]) == ('best', 60)\n"
     done = subprocess.run([sys.executable, "-c", block + shown], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

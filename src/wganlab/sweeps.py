@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,5 +54,7 @@ def report(folders: Sequence[Path], failure: Exception | None) -> int:
     width = max(len(folder.name) for folder in folders)
     for folder, (name, error) in states.items():
         print(f"{name:<12}{folder.name:<{width}}  {error}".rstrip())
+    if failure is not None and not any(error for _, error in states.values()):  # no job has said why
+        print(f"wganlab: {type(failure).__name__}: {' '.join(str(failure).split())}", file=sys.stderr)
     print(f"{completed} of {len(folders)} jobs completed; the same command runs the others again", flush=True)
     return 1
