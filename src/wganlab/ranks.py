@@ -214,7 +214,7 @@ def launch(
                 code = processes[local_rank].exitcode
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
                 raise ChildProcessError(f"rank {first + local_rank} {how}")
-            _raise(first, failed)
+            _raise(first, *next(iter(failed.items())))
         finally:
             for process in processes:
                 if process.pid is not None:
@@ -233,7 +233,6 @@ def _first_to_fail(
     where it was killed."""
     open_ends, failed = list(ends), dict[int, BaseException | None]()
     while ends[0] in open_ends or failed:
-        # where one has gone, others lose their connection to it, and may be heard of first
         ready = wait(open_ends, 2.0 if failed else None)
         for end in ready:
             assert isinstance(end, Connection)
@@ -250,15 +249,21 @@ def _first_to_fail(
             open_ends.remove(end)
             if message is not None:
                 failed[ends.index(end)] = message
-        if failed and not ready:
+        # where one has gone, others lose their connection to it, and may be heard of first
+        if failed and not (ready and has_lost_another(next(iter(failed.values())))):
             break
-    return failed
+    finished = ends[0] not in open_ends and 0 not in failed
+    return {} if finished else failed
 
 
-def _raise(first: int, failed: dict[int, BaseException | None]) -> None:
-    """Raise what the first of these ranks raised: that of rank 0 as it is."""
-    local_rank, error = next(iter(failed.items()))
-    lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("onnection", "NCCL", "gloo"))
+def has_lost_another(error: BaseException | None) -> bool:
+    """Whether a rank failed because another one was gone, as far as torch's message tells."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("onnection", "NCCL", "gloo"))
+
+
+def _raise(first: int, local_rank: int, error: BaseException | None) -> None:
+    """Raise what a rank has raised: that of rank 0 as it is."""
+    lost = has_lost_another(error)
     if first + local_rank == 0 and not lost and error is not None:
         raise error
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
