@@ -20,7 +20,7 @@ demo: $(VENV)/.run  ## train GAN, clipped WGAN and WGAN-GP on real handwriting a
 	@echo "open it in a browser: file://$(CURDIR)/$(DEMO)/index.html"
 
 test: $(VENV)/.dev  ## run the test suite (ARGS='-m slow': what it leaves out)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(BIN)/ruff check .
