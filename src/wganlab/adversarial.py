@@ -90,7 +90,7 @@ class AdversarialModule(LightningModule):
         self.scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
     def on_train_start(self) -> None:
-        ranks.broadcast(list(self.parameters()))  # the same already, but where machines differ
+        ranks.broadcast(self.parameters())  # the same already, but where machines differ
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
@@ -139,7 +139,7 @@ class AdversarialModule(LightningModule):
             critic_optimizer = critic_optimizer.optimizer
         else:
             critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
-        ranks.broadcast(list(self.buffers()))  # running statistics, of which the first rank's are saved
+        ranks.broadcast(self.buffers())  # running statistics, of which the first rank's are saved
         self.alternate(self.scaled(batch), generator_optimizer, critic_optimizer)
 
     def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -78,14 +78,16 @@ def all_reduce_mean(tensors: Sequence[Tensor | None]) -> list[Any]:
 
 
 @torch.no_grad()
-def broadcast(tensors: Sequence[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all ranks what the first one has, in place."""
-    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
-    if HERE.world_size == 1 or not tensors:
+    if HERE.world_size == 1:  # before they are looked for: to walk the modules takes as long as a small layer
         return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    wanted = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not wanted:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in wanted])
     torch.distributed.broadcast(flat, 0)
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, part in zip(wanted, flat.split([tensor.numel() for tensor in wanted]), strict=True):
         tensor.copy_(part.view(tensor.shape))
 
 

@@ -164,10 +164,8 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     compilation = Compilation(config.compile)
     own: list[pl.Callback] = [compilation, history, ProgressReport(history), interruption]
     if not leads:  # whoever restores the random numbers is needed
-        observers, own = (
-            [callback for callback in observers if isinstance(callback, Checkpoints)],
-            [compilation, Deaf()],
-        )
+        observers = [callback for callback in observers if isinstance(callback, Checkpoints)]
+        own = [compilation, Deaf()]
     trainer: pl.Trainer = construct(
         config,
         "accelerator",
