@@ -22,8 +22,8 @@ from torchvision.datasets import ImageFolder
 from wganlab.accelerator import fastest_exact_matmul, keep_freed_memory
 from wganlab.build import build_module, construct
 from wganlab.data.toys import Gaussians8
-from wganlab.lipschitz import PiecewiseLinear
 from wganlab.networks.layers import Dropout
+from wganlab.regularizers import PiecewiseLinear
 
 
 def optimizers(config: DictConfig, *networks: nn.Module, fused: bool) -> list[torch.optim.Optimizer]:
@@ -162,7 +162,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     if without == "uniform dropout":
         use_torchs_dropout(critic)
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=without != "fused Adam")
-    wasteful, one_pass = without == "own gradients only", critic.one_by_one and without != "one pass"
+    wasteful, one_pass = without == "own gradients only", critic.samplewise and without != "one pass"
     constant_slopes = nullcontext() if compiled or without == "constant slopes" else PiecewiseLinear()
     of_generator: list[Tensor] = list(generator.parameters())
     of_critic: list[Tensor] = list(critic.parameters())

@@ -164,15 +164,15 @@ def differences(change: Callable[[AdversarialModule], object], *overrides: str) 
 
 def test_real_and_generated_images_in_one_pass_give_the_gradients_of_two() -> None:
     def two_passes(module: AdversarialModule) -> None:
-        assert module.critic.one_by_one
+        assert module.critic.samplewise
         module.critic = nn.Sequential(module.critic)  # says nothing of how it scores
 
     assert differences(two_passes, *MLP) < 1e-10
     for coupled in (["model.critic.norm=batch"], ["model.critic.minibatch_kernels=3"]):
         settings = config(*MLP, *coupled)
-        assert not build_module(settings, construct(settings, "dataset")).critic.one_by_one, coupled
+        assert not build_module(settings, construct(settings, "dataset")).critic.samplewise, coupled
     settings = config(*DCGAN)
-    assert not build_module(settings, construct(settings, "dataset")).critic.one_by_one, "dropout would be drawn anew"
+    assert not build_module(settings, construct(settings, "dataset")).critic.samplewise, "dropout would be drawn anew"
 
 
 def test_channels_last_gives_the_same_gradients() -> None:

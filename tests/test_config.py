@@ -20,7 +20,7 @@ CHOICES = sorted(
 #: The data that a model is for, where digits do not fit.
 FITTING = {
     "parallel_line": ["dataset=parallel_line"],
-    "drawn": ["dataset.size=32", "model.generator.width=0.1"],
+    "random_architecture": ["dataset.size=32", "model.generator.width=0.1"],
 }
 NEED_FILES = [("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces")]
 
@@ -148,7 +148,7 @@ BAD = [
     ("+model.n_critic=7", "model.n_critic: unknown key"),
     ("+callbacks.foo._target_=builtins.dict", "callbacks.foo"),
     ("+callbacks.foo._target_=wganlab.objectives.Minimax", "callbacks.foo: must be a Lightning callback"),
-    ("loss.objective._target_=wganlab.lipschitz.Unconstrained", "loss.objective: cannot run"),
+    ("loss.objective._target_=wganlab.regularizers.Unconstrained", "loss.objective: cannot run"),
     ("loss=gan loss.lipschitz._target_=wganlab.objectives.Minimax", "loss.lipschitz: has no method penalty"),
     ("steps=${foo}", "foo"),
     ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),

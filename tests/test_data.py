@@ -316,4 +316,4 @@ def test_batches_are_sent_where_the_samples_are_not() -> None:
     stream = BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0, device=torch.device("meta"))
     stream.samples = samples  # as on a GPU that is too small for them
     assert {(batch.device.type, batch.shape) for batch in stream} == {("meta", (2, 4, 2))}
-    assert stream.reference(5).device.type == "meta"
+    assert stream.fixed_samples(5).device.type == "meta"

@@ -17,7 +17,7 @@ SMALL = ["dataset.size=16", "model.generator.hidden=[16]", "model.critic.hidden=
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits with a classifier's scores, close diagnostics and held-out images."""
     folder = tmp_path_factory.mktemp("user")
-    extra = ["extractor=classifier", "callbacks.diagnostics.closely=true", "hold_out=300", "hydra.run.dir=out"]
+    extra = ["extractor=classifier", "callbacks.diagnostics.detailed=true", "hold_out=300", "hydra.run.dir=out"]
     done = wganlab("train", "dataset=digits", *SMALL, *TINY, *extra, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "training a classifier of this data set" in done.stdout
@@ -122,7 +122,7 @@ def test_nothing_held_out_and_other_data_are_refused(run: Path, tmp_path: Path) 
 
 def test_points_have_modes_and_no_features(tmp_path: Path) -> None:
     toy = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[8]", "model.critic.hidden=[8]", "logger=csv"]
-    done = wganlab("train", *toy, *TINY, "callbacks.diagnostics.closely=true", "hydra.run.dir=out", cwd=tmp_path)
+    done = wganlab("train", *toy, *TINY, "callbacks.diagnostics.detailed=true", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "metrics.csv", newline="") as file:
         *_, row = csv.DictReader(file)

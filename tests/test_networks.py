@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.conftest import config
 from wganlab.build import construct
-from wganlab.networks import dcgan, drawn, mlp, resnet, upsample_dcgan
+from wganlab.networks import dcgan, mlp, random_architecture, resnet, upsample_dcgan
 from wganlab.networks.layers import Dropout, MinibatchDiscrimination
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
@@ -169,7 +169,11 @@ def test_dcgan_refuses_a_width_it_cannot_halve() -> None:
 
 def test_drawn_architectures_are_those_of_the_table() -> None:
     """Every choice occurs; depth is the number of weight layers; the same number draws the same pair again."""
-    draws = [drawn.Architecture.draw(number, network) for number in range(200) for network in ("generator", "critic")]
+    draws = [
+        random_architecture.Architecture.draw(number, network)
+        for number in range(200)
+        for network in ("generator", "critic")
+    ]
     assert {draw.depth for draw in draws} == {4, 8, 12, 20}
     assert {draw.filters for draw in draws} == {32, 64, 128}
     assert {draw.nonlinearity for draw in draws} == {"relu", "leaky_relu", "softplus", "tanh"}
@@ -177,8 +181,8 @@ def test_drawn_architectures_are_those_of_the_table() -> None:
     assert len(set(draws)) > 80, "of 4 * 4 * 2 * 3"
     weights = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     for number in range(12):
-        generator = drawn.Generator(latent_dim=8, shape=(1, 32, 32), number=number, width=1 / 16)
-        critic = drawn.Critic(shape=(1, 32, 32), number=number, width=1 / 16, norm="layer")
+        generator = random_architecture.Generator(latent_dim=8, shape=(1, 32, 32), number=number, width=1 / 16)
+        critic = random_architecture.Critic(shape=(1, 32, 32), number=number, width=1 / 16, norm="layer")
         for network in (generator, critic):
             assert sum(isinstance(layer, weights) for layer in network.modules()) == network.architecture.depth
             normed = any(isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) for layer in network.modules())
@@ -186,7 +190,7 @@ def test_drawn_architectures_are_those_of_the_table() -> None:
         images = generator(torch.randn(2, 8))
         assert images.shape == (2, 1, 32, 32)
         assert critic(images).shape == (2,)
-        again = drawn.Critic(shape=(1, 32, 32), number=number)
+        again = random_architecture.Critic(shape=(1, 32, 32), number=number)
         assert again.architecture == critic.architecture
 
 
@@ -194,4 +198,4 @@ def test_scaled_softplus() -> None:
     """softplus(2) / 2 - 1 at zero, -1 far to the left, x far to the right."""
     x = torch.tensor([0.0, -50.0, 50.0])
     expected = torch.tensor([math.log(1 + math.exp(2)) / 2 - 1, -1.0, 50.0])
-    assert torch.allclose(drawn.ScaledSoftplus()(x), expected)
+    assert torch.allclose(random_architecture.ScaledSoftplus()(x), expected)

@@ -76,7 +76,7 @@ def test_every_way_to_fail_leaves_the_others_alone(tmp_path: Path) -> None:
         r"the last finite checkpoint is that of step 4", broken.stdout
     )  # fmt: skip
     assert "1 of 4 jobs completed" in broken.stdout
-    untouched = (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns
+    preserving_state = (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns
 
     (tmp_path / "repaired").touch()
     again = wganlab(*command, cwd=tmp_path, REPAIRED=str(tmp_path / "repaired"))
@@ -84,7 +84,7 @@ def test_every_way_to_fail_leaves_the_others_alone(tmp_path: Path) -> None:
     assert set(states(tmp_path / "out").values()) == {"completed"}
     assert again.stdout.count("already completed") == 1
     assert again.stdout.count("continuing after generator step 4") == 3
-    assert (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns == untouched
+    assert (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns == preserving_state
 
 
 def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Pat
     (folder / ".hydra").mkdir(parents=True)
     now = OmegaConf.to_container(config("logger=csv"), resolve=False)
     before = OmegaConf.create(now)
-    del before.accelerator.nodes, before.callbacks.diagnostics.closely, before.hold_out
+    del before.accelerator.nodes, before.callbacks.diagnostics.detailed, before.hold_out
     OmegaConf.save(before, folder / ".hydra" / "config.yaml")
     check_same_job(folder, now, "run")  # type: ignore[arg-type]
     other = OmegaConf.to_container(config("logger=csv", "hold_out=3"), resolve=False)

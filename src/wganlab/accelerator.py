@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from wganlab import ranks
+from wganlab import parallel
 
 # Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
 # every optimizer step of torch then looks for NVIDIA's library anew, which takes longer than a small step itself.
@@ -44,8 +44,8 @@ def build_trainer(
     """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
 
     Several ``devices``, on each of several ``nodes``, share every batch: each has a process of its own
-    (:mod:`wganlab.ranks`) with a Trainer for it alone. ``sync_batchnorm`` takes the statistics of batch norm over the
-    whole batch, not over the share of a device. ``strategy`` says nothing that these do not say.
+    (:mod:`wganlab.parallel`) with a Trainer for it alone. ``sync_batchnorm`` takes the statistics of batch norm over
+    the whole batch, not over the share of a device. ``strategy`` says nothing that these do not say.
 
     ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy and is faster, else "highest".
@@ -56,7 +56,7 @@ def build_trainer(
     check_machine(accelerator, precision, devices)
     trainer = Trainer(
         accelerator=accelerator,
-        devices=[ranks.HERE.local_rank] if ranks.HERE.world_size > 1 and backend(accelerator) == "nccl" else 1,
+        devices=[parallel.local_rank()] if parallel.world_size() > 1 and backend(accelerator) == "nccl" else 1,
         precision="bf16-mixed" if precision == "bf16" else precision,
         deterministic=deterministic,
         max_steps=max_steps,

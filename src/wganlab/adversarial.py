@@ -15,11 +15,11 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wganlab import ranks
+from wganlab import parallel
 from wganlab.data.stream import to_unit_range
-from wganlab.lipschitz import Unconstrained
-from wganlab.networks.layers import evaluating
+from wganlab.networks.layers import evaluation_mode
 from wganlab.objectives import FeatureMatching, Objective
+from wganlab.regularizers import Unconstrained
 
 Latent = Literal["normal", "uniform"]
 #: What a step leaves for the record: scalars without a graph, on the device.
@@ -90,7 +90,7 @@ class AdversarialModule(LightningModule):
         self.scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
     def on_train_start(self) -> None:
-        ranks.broadcast(self.parameters())  # the same already, but where machines differ
+        parallel.broadcast(self.parameters())  # the same already, but where machines differ
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
@@ -109,14 +109,14 @@ class AdversarialModule(LightningModule):
         """
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
         if generator is None:
-            return ranks.share(sample_latents(n * ranks.HERE.world_size, self.latent_dim, self.latent, **options))
+            return parallel.shard(sample_latents(n * parallel.world_size(), self.latent_dim, self.latent, **options))
         return sample_latents(n, self.latent_dim, self.latent, **options)
 
     @torch.no_grad()
     def generate(self, n: int, *, seed: int = 0) -> Tensor:
         """n samples (n, *shape) of the generator in inference mode, always the same for a seed and its weights."""
         latents = self.latents(n, generator=torch.Generator(self.device).manual_seed(seed))
-        with evaluating(self.generator):
+        with evaluation_mode(self.generator):
             return torch.cat([self.generator(part) for part in latents.split(512)])
 
     def critic_latents(self, real: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class AdversarialModule(LightningModule):
             critic_optimizer = critic_optimizer.optimizer
         else:
             critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
-        ranks.broadcast(self.buffers())  # running statistics, of which the first rank's are saved
+        parallel.broadcast(self.buffers())  # running statistics, of which the first rank's are saved
         self.alternate(self.scaled(batch), generator_optimizer, critic_optimizer)
 
     def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
@@ -175,7 +175,7 @@ class AdversarialModule(LightningModule):
 
     def update(self, name: str, optimizer: Any, gradients: Sequence[Tensor | None], noted: Noted) -> Noted:
         """Step the optimizer of a network with these gradients, and return what was noted: means over all ranks."""
-        averaged = ranks.all_reduce_mean([*gradients, *noted])
+        averaged = parallel.all_reduce_mean([*gradients, *noted])
         gradients, noted = averaged[: len(gradients)], tuple(averaged[len(gradients) :])
         for parameter, gradient in zip(self.weights[name], gradients, strict=True):
             # autograd.grad and compiled code may lay a gradient out in another way; fused optimizers would not notice
@@ -197,7 +197,7 @@ class AdversarialModule(LightningModule):
         """What the critic minimises, and what is to be noted of it."""
         with torch.no_grad():  # the critic's loss is no business of the generator
             fake = self.generator(latents)
-        if getattr(self.critic, "one_by_one", False):  # one pass costs less than two
+        if getattr(self.critic, "samplewise", False):  # one pass costs less than two
             scores = self.critic(torch.cat([real, fake])).chunk(2)
         else:
             scores = self.critic(real), self.critic(fake)
@@ -314,13 +314,13 @@ class FixedGenerator(ReusedLatents):
         if self._trainer is None:
             return noise
         # not the first half of the reference: it is what an evaluation compares with
-        real = self.trainer.train_dataloader.reference(2 * n)  # type: ignore[union-attr]
+        real = self.trainer.train_dataloader.fixed_samples(2 * n)  # type: ignore[union-attr]
         rows = (torch.arange(n, device=self.device) + len(real) // 2) % len(real)
         return noise + self.scaled(real[rows])
 
     def critic_latents(self, real: Tensor) -> Tensor:
-        shape = (len(real) * ranks.HERE.world_size, *real.shape[1:])
-        return real + ranks.share(torch.randn(shape, device=real.device, dtype=real.dtype))
+        shape = (len(real) * parallel.world_size(), *real.shape[1:])
+        return real + parallel.shard(torch.randn(shape, device=real.device, dtype=real.dtype))
 
     def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
         with torch.no_grad():

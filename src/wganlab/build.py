@@ -179,7 +179,7 @@ def check_loss(module: AdversarialModule, scores: Tensor) -> None:
     """Objective and constraint must keep their contracts, as far as tensors without storage can tell."""
     for name in ("penalty", "project"):
         if not callable(getattr(module.lipschitz, name, None)):
-            raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.lipschitz.Unconstrained")
+            raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.regularizers.Unconstrained")
     try:
         losses = module.objective.critic_loss(scores, scores), module.objective.generator_loss(scores)
         if module.feature_matching and not hasattr(module.critic, "features"):

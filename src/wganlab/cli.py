@@ -35,9 +35,9 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
     from hydra.types import RunMode
 
     from wganlab.callbacks.interruption import StoppedError
-    from wganlab.ranks import is_submitit
+    from wganlab.launch import WORST, train
+    from wganlab.parallel import is_submitit
     from wganlab.search import is_search
-    from wganlab.training import WORST, train
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
@@ -147,7 +147,7 @@ def resume(arguments: Sequence[str]) -> None:
     for key, value in changes.items():
         OmegaConf.update(wanted, key, value)
     check_same_job(run.folder, OmegaConf.to_container(wanted, resolve=False), "run")  # type: ignore[arg-type]
-    from wganlab.training import resume as resume_run
+    from wganlab.launch import resume as resume_run
 
     resume_run(run.folder, wanted, changed=bool(changes))
 

@@ -18,12 +18,12 @@ from wganlab.callbacks.diagnostics import inspect
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.files import write_json
-from wganlab.lipschitz import interpolate
 from wganlab.metrics import METRICS
 from wganlab.metrics.features import memorisation, nearest
 from wganlab.metrics.protocol import Protocol
-from wganlab.networks.layers import evaluating
+from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_grid
+from wganlab.regularizers import interpolate
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call, check_targets
 
@@ -111,7 +111,7 @@ def real_samples(trained: DictConfig, config: DictConfig, stream: BatchStream) -
         changed = OmegaConf.merge(trained, {"dataset": config.dataset, "hold_out": 0, "batch_size": 1})
         check(changed)  # type: ignore[arg-type]
         other = open_stream(changed, construct(changed, "dataset"), 1, torch.device("cpu"))  # type: ignore[arg-type]
-        return other.reference(max(2 * config.n, config.images))
+        return other.fixed_samples(max(2 * config.n, config.images))
     if config.split == "training":
         return None
     if stream.held_out is None or not len(stream.held_out):
@@ -127,7 +127,7 @@ def evaluate(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[
     if fake.dim() == 4:
         scores["eval/memorisation"] = memorisation(fake, protocol.stream.samples)
     points = interpolate(real, fake, generator=torch.Generator().manual_seed(seed))
-    with evaluating(module.critic):
+    with evaluation_mode(module.critic):
         scores["critic/wasserstein_estimate"] = (module.critic(real).mean() - module.critic(fake).mean()).item()
         scores |= inspect(module, real, fake, points)
     return scores, fake

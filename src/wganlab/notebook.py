@@ -26,10 +26,10 @@ from wganlab import cli
 from wganlab.build import check, objections, trained_config
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import jobs, vocabulary
+from wganlab.launch import train as train_in_hydra
 from wganlab.runs import Run
 from wganlab.sample import draw, load_networks
 from wganlab.schema import ConfigError
-from wganlab.training import train as train_in_hydra
 
 if TYPE_CHECKING:
     import pandas

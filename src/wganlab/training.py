@@ -1,29 +1,22 @@
 """One run: check the config, build the parts, fit, and leave a complete folder behind."""
 
 import functools
-import json
-import math
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import wganlab
-from wganlab import loggers, ranks
-from wganlab.accelerator import backend
+from wganlab import loggers, parallel
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import build_module, check, construct, generator_steps, objections, open_stream
+from wganlab.build import build_module, construct, generator_steps, open_stream
 from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
@@ -32,119 +25,9 @@ from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
 from wganlab.data import Source
 from wganlab.data.stream import BatchStream
-from wganlab.files import write_json, write_text
-from wganlab.locks import locked
-from wganlab.runs import Run, final_and_best
+from wganlab.files import write_json
+from wganlab.runs import final_and_best
 from wganlab.schema import ConfigError
-
-#: What a diverged run returns to a sweeper: large, and finite, since some fail on NaN.
-WORST = 1e9
-
-
-def train(config: DictConfig, *, changed: bool = False) -> float | None:
-    """Hydra's job: one run in Hydra's output folder. Returns, for sweepers that minimise, the final ``eval/fid``, or
-    where there is no extractor ``eval/emd``.
-
-    A folder that holds a run already goes on from its last checkpoint, or from the start where there is none; what is
-    complete is left alone. ``changed`` says that the folder's own config is to be replaced. Raises ConfigError when the
-    config cannot run, BusyError when another process is at it; any other exception is written to status.json and
-    raised again.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    check(config)
-    with objections(config, "accelerator"):
-        node = ranks.Node.here(config.accelerator.get("nodes", 1))
-    if node.rank:
-        on_ranks(config, folder, node)
-        return None
-    with locked(folder):
-        status = read_status(folder)
-        summary = finished(folder, status, generator_steps(config))
-        if summary is None:
-            refuse_to_repeat(status)
-            if changed:
-                write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-            summary = run(config, folder, status, node)
-        else:
-            print(f"already completed: {os.path.relpath(folder)}", flush=True)
-    value = summary["final"].get("eval/fid", summary["final"].get("eval/emd"))
-    return value if value is None or math.isfinite(value) else WORST
-
-
-def resume(folder: Path, config: DictConfig, *, changed: bool) -> None:
-    """``wganlab train run=PATH``: continue a run in its folder, with its own config or one of a higher budget."""
-    stored = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
-    stored.hydra.runtime.output_dir = str(folder.absolute())  # it may have been moved
-    stored.hydra.mode = RunMode[stored.hydra.mode]
-    HydraConfig.instance().cfg = stored  # type: ignore[assignment]  # set_config wants types that a file has not
-    train(config, changed=changed)
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """What status.json says; empty for a new folder."""
-    return Run(folder).status if (folder / "status.json").exists() else {}
-
-
-def finished(folder: Path, status: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
-    """The summary of a run that has made its steps, else None."""
-    summary = Run(folder).summary if status.get("state") == "completed" else {}
-    return summary if summary.get("steps", 0) >= steps else None
-
-
-def refuse_to_repeat(status: Mapping[str, Any]) -> None:
-    """A sweep that is taken up again after a worker has died does not repeat what has failed by itself."""
-    sweep = os.environ.get("WGANLAB_SWEEP")
-    if sweep and status.get("state") == "failed" and status.get("sweep") == sweep:
-        raise RuntimeError(status.get("error"))
-
-
-def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: ranks.Node) -> dict[str, Any]:
-    """Train, in this process or on ranks of it, and keep status.json at the truth."""
-    status: dict[str, Any] = {
-        "state": "running",
-        "started": before.get("started") or now(),
-        "finished": None,
-        "error": None,
-        "pid": os.getpid(),
-        "sweep": os.environ.get("WGANLAB_SWEEP"),
-        "wandb_id": before.get("wandb_id") or loggers.new_id(),
-    }
-    write_json(folder / "status.json", status)
-    try:
-        identity = run_identity(folder) | {"id": status["wandb_id"]}
-        if config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1) == 1:
-            summary = fit(config, folder, identity)
-        else:
-            on_ranks(config, folder, node, identity)
-            summary = json.loads((folder / "summary.json").read_text())
-    except BaseException as error:
-        stopped = isinstance(error, StoppedError | KeyboardInterrupt)
-        message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
-        state = {"state": "stopped" if stopped else "failed", "finished": now(), "error": message}
-        with suppress(OSError):  # a full disk: what went wrong matters more than its record
-            write_json(folder / "status.json", status | state)
-        raise
-    write_json(folder / "status.json", status | {"state": "completed", "finished": now()})
-    print(
-        f"completed {summary['steps']} generator steps in {summary['seconds']:.1f} s "
-        f"({summary['images_per_second']:,.0f} images/s): {os.path.relpath(folder)}",
-        flush=True,
-    )
-    return summary
-
-
-def on_ranks(config: DictConfig, folder: Path, node: ranks.Node, *arguments: Any) -> None:
-    """:func:`fit` on all devices of this node. Raises ChildProcessError where one dies."""
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
-    devices, nodes = config.accelerator.devices, config.accelerator.nodes
-    talk = backend(config.accelerator.accelerator)
-    try:
-        ranks.launch(fit, resolved, folder, *arguments, devices=devices, node=node, nodes=nodes, backend=talk)
-    except ChildProcessError as error:
-        saved = (folder / "checkpoints" / "last.ckpt").exists()
-        raise ChildProcessError(
-            f"{error}; {'the last checkpoint is good' if saved else 'nothing was saved'}"
-        ) from error
 
 
 def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -157,7 +40,7 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     module = build_module(config, source).to(memory_format=torch.channels_last)
     steps = generator_steps(config)
     history = History(every=config.log_every)
-    leads = ranks.HERE.rank == 0
+    leads = parallel.is_rank_zero()
     logger = construct(config, "logger", save_dir=str(folder)) if config.logger and leads else None
     observers = [*filter(None, construct(config, "callbacks").values())]
     interruption = Interruption()
@@ -175,7 +58,7 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
         logger=logger or False,
     )
     if config.accelerator.get("sync_batchnorm"):
-        ranks.synchronise_batch_norm(module)
+        parallel.synchronise_batch_norm(module)
     trainer.precision_plugin.convert_module(module)  # Lightning would do so after it has loaded a checkpoint
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else None
@@ -251,9 +134,9 @@ def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
             f"sums in another order, so equal up to rounding only (OMP_NUM_THREADS={threads})",
             flush=True,
         )
-    if of != ranks.HERE.world_size:
+    if of != parallel.world_size():
         print(
-            f"note: the run was shared by {of} devices and now by {ranks.HERE.world_size}: equal up to rounding only, "
+            f"note: the run was shared by {of} devices and now by {parallel.world_size()}: equal up to rounding only, "
             "and less where network or loss couple the images of a batch, or with dropout",
             flush=True,
         )
@@ -272,23 +155,6 @@ def announce(config: DictConfig, module: AdversarialModule, stream: BatchStream,
     )
 
 
-def run_identity(folder: Path) -> dict[str, Any]:
-    """How W&B shows a run: named after its overrides, grouped by its sweep, tagged with its choices.
-
-    A sweep of W&B's names and groups its runs itself.
-    """
-    hydra = HydraConfig.get()
-    in_sweep = hydra.mode == RunMode.MULTIRUN
-    choices = [hydra.runtime.choices[group] for group in ("dataset", "model", "loss")]
-    if loggers.in_agent():
-        return {"tags": choices}
-    return {
-        "name": hydra.job.override_dirname or folder.name,
-        "group": Path(hydra.sweep.dir).name if in_sweep else None,
-        "tags": choices,
-    }
-
-
 def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) -> dict[str, Any]:
     """summary.json: final and best metrics, speed over the whole run, and what produced them."""
     if not history.rows:
@@ -302,7 +168,7 @@ def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) 
         **final_and_best(history.rows),
         "parameters": {name: count_parameters(getattr(module, name)) for name in ("generator", "critic")},
         "device": str(trainer.strategy.root_device),
-        "ranks": ranks.HERE.world_size,
+        "ranks": parallel.world_size(),
         "threads": torch.get_num_threads(),
         "versions": {
             "wganlab": wganlab.__version__,
@@ -330,8 +196,3 @@ def commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def now() -> str:
-    """The time, to the second, in ISO 8601 with its zone."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -15,7 +15,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from wganlab import ranks
+from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.schema import ConfigError
@@ -66,7 +66,7 @@ class Checkpoints(Checkpoint):
     def save(self, trainer: Trainer, module: AdversarialModule, *, best: bool = False, keep: bool = False) -> None:
         """Write last.ckpt, and the same as best and for good; nothing when the state is not finite, or elsewhere than
         on the first rank."""
-        if ranks.HERE.rank:
+        if not parallel.is_rank_zero():
             return
         state = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
         if not all(torch.isfinite(tensor).all() for tensor in state):
@@ -88,14 +88,14 @@ class Checkpoints(Checkpoint):
         self.time, self.saved = time.monotonic(), trainer.global_step
 
     def on_train_end(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        if self.best == float("inf") and not ranks.HERE.rank:
+        if self.best == float("inf") and parallel.is_rank_zero():
             print(f"callbacks.checkpoints.monitor={self.monitor} was never observed: there is no best.ckpt", flush=True)
 
     def on_save_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["wganlab"] = {
             "schema": SCHEMA,
             "threads": torch.get_num_threads(),
-            "ranks": ranks.HERE.world_size,
+            "ranks": parallel.world_size(),
             "random": random_state(),
         }
 

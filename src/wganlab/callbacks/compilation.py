@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from wganlab import ranks
+from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 
 Compile = Literal["auto", "on", "off"]
@@ -51,21 +51,21 @@ class Compilation(Callback):
             self.decided = False
             return
         must_pay = self.wanted == "auto" and self.decided is None
-        n = trainer.train_dataloader.batch_size // ranks.HERE.world_size  # type: ignore[union-attr]
-        real = module.scaled(trainer.train_dataloader.reference(n))  # type: ignore[union-attr]
+        n = trainer.train_dataloader.batch_size // parallel.world_size()  # type: ignore[union-attr]
+        real = module.scaled(trainer.train_dataloader.fixed_samples(n))  # type: ignore[union-attr]
         started = time.perf_counter()
-        tell = print if ranks.HERE.rank == 0 else lambda *_, **__: None
+        tell = print if parallel.is_rank_zero() else lambda *_, **__: None
         tell("compiling the gradients of both networks (compile=off trains without)", flush=True)
         compiled, gain = None, None
         try:
-            with untouched(module), trainer.precision_plugin.forward_context():
+            with preserving_state(module), trainer.precision_plugin.forward_context():
                 compiled = compile_gradients(module, real)
                 gain = speed_up(module, compiled, real) if must_pay else None
         except Exception as error:  # torch.compile raises whatever its parts raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             tell(f"note: not compiled, training goes on plainly ({reason[:160]})", flush=True)
         seconds = time.perf_counter() - started
-        self.decided = ranks.of_first(compiled is not None and (gain is None or gain > GAIN), module.device)
+        self.decided = parallel.broadcast_flag(compiled is not None and (gain is None or gain > GAIN), module.device)
         if compiled is None:
             return
         measured = "" if gain is None else f", a critic step is {gain:.2f} times as fast"
@@ -82,7 +82,7 @@ def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Grad
     ValueError when a gradient differs."""
     if not module.compilable:
         raise ValueError(f"{type(module).__name__} takes its gradients in a way of its own")
-    if any(isinstance(part, ranks.SyncedBatchNorm) for part in module.modules()):
+    if any(isinstance(part, parallel.SyncedBatchNorm) for part in module.modules()):
         raise ValueError("batch norm waits for other processes")
     if module.scaler is not None:
         raise ValueError("fp16 losses are scaled by a factor that changes")
@@ -104,7 +104,7 @@ def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Grad
 
 def call(function: Gradients, module: AdversarialModule, real: Tensor, latents: Tensor) -> list[Tensor]:
     """The gradients for one and the same stream of random numbers and the same running statistics."""
-    with untouched(module):
+    with preserving_state(module):
         torch.manual_seed(0)
         return [gradient for gradient in function(real, latents)[0] if gradient is not None]
 
@@ -137,7 +137,7 @@ def speed_up(module: AdversarialModule, compiled: dict[str, Gradients], real: Te
 
 
 @contextmanager
-def untouched(module: AdversarialModule) -> Iterator[None]:
+def preserving_state(module: AdversarialModule) -> Iterator[None]:
     """Random numbers and buffers afterwards are what they were."""
     buffers = [buffer.clone() for buffer in module.buffers()]
     devices: list[Any] = [module.device] if module.device.type == "cuda" else []

@@ -10,9 +10,9 @@ from torch import Tensor
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.data.stream import BatchStream
-from wganlab.lipschitz import critic_weights, interpolate, slopes
 from wganlab.metrics import critic as of
-from wganlab.networks.layers import evaluating
+from wganlab.networks.layers import evaluation_mode
+from wganlab.regularizers import critic_weights, gradient_norms, interpolate
 
 
 class CriticDiagnostics(Callback):
@@ -23,7 +23,7 @@ class CriticDiagnostics(Callback):
     weights at the bound.
     Every ``histograms_every`` steps, loggers that can show them receive a histogram of each layer's weights.
 
-    ``closely`` adds what costs more than a fiftieth of training, where ``every`` is small:
+    ``detailed`` adds what costs more than a fiftieth of training, where ``every`` is small:
 
     - ``critic/slope_real``, ``critic/slope_fake``: mean slope there; ``critic/slope_sd``: spread at the interpolates,
       whose histogram goes to the loggers;
@@ -37,14 +37,14 @@ class CriticDiagnostics(Callback):
       of its Wasserstein estimate that is gone on held-out samples (WGAN-GP, arXiv 1704.00028, figure 5).
     """
 
-    def __init__(self, *, every: PositiveInt, histograms_every: PositiveInt = 500, closely: bool = False) -> None:
-        self.every, self.histograms_every, self.closely = every, histograms_every, closely
+    def __init__(self, *, every: PositiveInt, histograms_every: PositiveInt = 500, detailed: bool = False) -> None:
+        self.every, self.histograms_every, self.detailed = every, histograms_every, detailed
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            n = 64 if getattr(module.critic, "one_by_one", False) and not self.closely else len(batch[-1])
+            n = 64 if getattr(module.critic, "samplewise", False) and not self.detailed else len(batch[-1])
             self._measure(trainer, module, module.scaled(batch[-1, :n]))
         if is_due(trainer, self.histograms_every):
             for name, weight in critic_weights(module.critic).items():
@@ -52,18 +52,18 @@ class CriticDiagnostics(Callback):
 
     def _measure(self, trainer: Trainer, module: AdversarialModule, real: Tensor) -> None:
         private = torch.Generator(module.device).manual_seed(trainer.global_step)
-        with evaluating(module.generator, module.critic), torch.no_grad():
+        with evaluation_mode(module.generator, module.critic), torch.no_grad():
             fake = module.generator(module.latents(len(real), generator=private))
             points = interpolate(real, fake, generator=private)
-            steepness = slopes(module.critic, points)
+            steepness = gradient_norms(module.critic, points)
             module.observed["critic/gradient_norm"] = steepness.mean().item()
-            if self.closely:
-                log_histogram(trainer, "critic/slopes", steepness)
+            if self.detailed:
+                log_histogram(trainer, "critic/gradient_norms", steepness)
                 module.observed["critic/slope_sd"] = steepness.std().item()
                 module.observed |= inspect(module, real, fake, points)
                 module.observed |= overfitting(trainer, module)
                 if real.dim() == 2:
-                    data = module.scaled(trainer.train_dataloader.reference(2048))  # type: ignore[union-attr]
+                    data = module.scaled(trainer.train_dataloader.fixed_samples(2048))  # type: ignore[union-attr]
                     module.observed["critic/value_density"] = of.value_density(module.critic, points, data)
         weights = torch.cat([weight.detach().flatten() for weight in critic_weights(module.critic).values()])
         module.observed["critic/weights_at_bound"] = (weights.abs() >= module.lipschitz.bound).float().mean().item()
@@ -79,7 +79,7 @@ def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]
     fake = module.critic(module.generator(module.latents(n, generator=private)))
     unseen, seen = (
         module.critic(module.scaled(samples.to(module.device)))
-        for samples in (stream.held_out[:n], stream.reference(n))
+        for samples in (stream.held_out[:n], stream.fixed_samples(n))
     )
     estimate = (seen.mean() - fake.mean()).item()
     return {
@@ -90,15 +90,15 @@ def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]
 
 
 def inspect(module: AdversarialModule, real: Tensor, fake: Tensor, points: Tensor) -> dict[str, float]:
-    """What ``closely`` adds, but for held-out samples; of a critic in inference mode."""
+    """What ``detailed`` adds, but for held-out samples; of a critic in inference mode."""
     critic = module.critic
     lower = max(of.lipschitz_lower_bound(critic, at) for at in (real, fake, points))
     norms = of.layer_gradient_norms(critic, module.objective, real, fake)
     at_bound = of.weights_at_bound(critic, module.lipschitz.bound)
     estimate = (critic(real).mean() - critic(fake).mean()).item()
     found = {
-        "critic/slope_real": slopes(critic, real).mean().item(),
-        "critic/slope_fake": slopes(critic, fake).mean().item(),
+        "critic/slope_real": gradient_norms(critic, real).mean().item(),
+        "critic/slope_fake": gradient_norms(critic, fake).mean().item(),
         "critic/lipschitz_lower": lower,
         "critic/lipschitz_upper": of.lipschitz_upper_bound(critic),
         "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,

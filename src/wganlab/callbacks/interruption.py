@@ -9,10 +9,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from wganlab import ranks
+from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.checkpoints import Checkpoints
-from wganlab.ranks import ignore_signals
+from wganlab.parallel import ignore_signals
 
 
 class StoppedError(Exception):
@@ -28,7 +28,7 @@ class StoppedError(Exception):
 
 
 class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it last
-    """On the first of :func:`wganlab.ranks.signals` ends the run after its step; a second SIGINT stops at once.
+    """On the first of :func:`wganlab.parallel.signals` ends the run after its step; a second SIGINT stops at once.
 
     A context manager: signals are taken inside the block.
     """
@@ -39,8 +39,8 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
-            self.received = next(iter(ranks.PENDING), None)
-            self.before = {number: signal.signal(number, self._receive) for number in ranks.signals()}
+            self.received = next(iter(parallel.PENDING), None)
+            self.before = {number: signal.signal(number, self._receive) for number in parallel.signals()}
         return self
 
     def __exit__(self, *error: object) -> None:

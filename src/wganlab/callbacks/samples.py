@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
-from wganlab.networks.layers import evaluating
+from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_samples
 
 
@@ -33,8 +33,8 @@ class Samples(Callback):
 
     def _save(self, trainer: Trainer, module: AdversarialModule) -> None:
         path = Path(trainer.default_root_dir, "samples", f"step_{trainer.global_step:08d}.png")
-        real = module.scaled(trainer.train_dataloader.reference(self.n))  # type: ignore[union-attr]
-        with evaluating(module.critic):
+        real = module.scaled(trainer.train_dataloader.fixed_samples(self.n))  # type: ignore[union-attr]
+        with evaluation_mode(module.critic):
             save_samples(module.generate(self.n), path, real=real, critic=module.critic)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wganlab import ranks
+from wganlab import parallel
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -80,7 +80,7 @@ class BatchStream:
         if epoch != self._epoch:
             self._epoch = epoch
             self._begin(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        rows = ranks.share(self._order[position * self.batch_size : (position + 1) * self.batch_size])
+        rows = parallel.shard(self._order[position * self.batch_size : (position + 1) * self.batch_size])
         batch = self.samples[rows]
         if self.flip:
             mirrored = self._mirrored[rows].view(-1, *[1] * (batch.dim() - 1))
@@ -99,7 +99,7 @@ class BatchStream:
         if self.flip:
             self._mirrored = (torch.rand(len(self.samples), generator=random) < 0.5).to(self.samples.device)
 
-    def reference(self, n: int) -> Tensor:
+    def fixed_samples(self, n: int) -> Tensor:
         """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
         rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
         return self._send(self.samples[rows.to(self.samples.device)])
@@ -125,7 +125,7 @@ class EndlessStream(BatchStream):
 
     def __init__(self, source: Any, *, device: torch.device, **options: Any) -> None:
         self.source, self.device = source, device
-        block = self.reference(self.BLOCK * options["batch_size"])
+        block = self.fixed_samples(self.BLOCK * options["batch_size"])
         super().__init__(block, source=source, device=device, **options)
         self.batches_per_epoch = None
         self._order = torch.arange(len(self.samples), device=device)
@@ -133,6 +133,6 @@ class EndlessStream(BatchStream):
     def _begin(self, random: torch.Generator) -> None:
         self.samples = self.source.draw(len(self.samples), random)[0].to(self.device)
 
-    def reference(self, n: int) -> Tensor:
+    def fixed_samples(self, n: int) -> Tensor:
         """n samples, always the same."""
         return self.source.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)

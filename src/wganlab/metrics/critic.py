@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from wganlab.lipschitz import NORM_LAYERS, slopes
 from wganlab.networks.layers import FeatureCritic
 from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
+from wganlab.regularizers import NORM_LAYERS, gradient_norms
 
 #: Layers whose Lipschitz constant is at most 1.
 CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -26,7 +26,7 @@ def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
         scores, rows = critic(points), points.flatten(1)
         apart = (rows - rows.roll(1, dims=0)).norm(dim=1)
         secants = ((scores - scores.roll(1)).abs() / apart)[apart > 0]
-    steepest = slopes(critic, points).max().item()
+    steepest = gradient_norms(critic, points).max().item()
     return max([steepest, *secants.tolist()])
 
 

@@ -35,7 +35,7 @@ class Protocol:
         """
         self.stream, self.split = stream, split
         wanted = max(2 * self.n, self.images if self.extractor else 0)
-        samples = to_unit_range(stream.reference(wanted) if real is None else real[:wanted])
+        samples = to_unit_range(stream.fixed_samples(wanted) if real is None else real[:wanted])
         half = min(self.n, len(samples) // 2)
         self.real, others = samples[:half], samples[half : 2 * half]
         self.emd_real = wasserstein(self.real, others)

@@ -16,9 +16,9 @@ from wganlab.networks.layers import (
     Norm,
     Output,
     check_halvings,
+    initial_size,
     initialise,
     norm_layer,
-    smallest,
 )
 
 EPS, MOMENTUM = 1e-3, 0.01
@@ -41,7 +41,7 @@ class Generator(nn.Module):
         slope: NonNegativeFloat = 0.3,
     ) -> None:
         super().__init__()
-        height, width = smallest(shape, n_blocks)
+        height, width = initial_size(shape, n_blocks)
         check_halvings(n_filters, n_blocks)
         features = n_filters * height * width
 
@@ -89,7 +89,7 @@ class Critic(FeatureCritic):
         output: Output = "linear",
         minibatch_kernels: NonNegativeInt = 0,
     ) -> None:
-        height, width = smallest(shape, n_blocks)
+        height, width = initial_size(shape, n_blocks)
 
         def down(before: int, after: int, stride: int) -> list[nn.Module]:
             layer = nn.Conv2d(before, after, 5, stride=stride, padding=2)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wganlab import ranks
+from wganlab import parallel
 
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
@@ -59,7 +59,7 @@ def check_halvings(n_filters: int, times: int) -> None:
         raise ValueError(f"n_filters={n_filters}: cannot be halved {times} times; must be a multiple of {2**times}")
 
 
-def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
+def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
     """Height and width before the first of ``n_blocks`` doublings.
 
     Raises ValueError when doubling cannot end at ``shape``.
@@ -75,7 +75,7 @@ def smallest(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
 
 
 @contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
+def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
     """Networks in inference mode for a while: running statistics are used and not moved, dropout is off."""
     before = [network.training for network in networks]
     for network in networks:
@@ -94,14 +94,14 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        alone = ranks.HERE.world_size == 1
+        alone = parallel.world_size() == 1
         if not (self.training and 0 < self.p < 1) or (alone and x.device.type != "cpu"):
             return super().forward(x)
         # in fp32, since bf16 numbers are too coarse for a probability
         if alone:
             uniform = torch.rand_like(x, dtype=torch.float32)
         else:
-            uniform = ranks.share(torch.rand(len(x) * ranks.HERE.world_size, *x.shape[1:], device=x.device))
+            uniform = parallel.shard(torch.rand(len(x) * parallel.world_size(), *x.shape[1:], device=x.device))
         kept = uniform >= self.p
         return x * kept.to(x.dtype).div_(1 - self.p)
 
@@ -130,7 +130,7 @@ class FeatureCritic(nn.Module):
     """A critic in two parts: ``features`` maps images to (batch, dim), a linear ``head`` scores them.
 
     ``output="tanh"`` bounds the score; ``minibatch_kernels`` above zero puts minibatch discrimination before the head.
-    ``one_by_one`` says whether each image is scored as if it were alone, so that two batches may pass as one: batch
+    ``samplewise`` says whether each image is scored as if it were alone, so that two batches may pass as one: batch
     norm and minibatch discrimination couple the images of a batch, and dropout would draw other masks.
     """
 
@@ -140,7 +140,7 @@ class FeatureCritic(nn.Module):
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
         self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
         coupling = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, MinibatchDiscrimination)
-        self.one_by_one = not any(isinstance(module, coupling) for module in self.modules())
+        self.samplewise = not any(isinstance(module, coupling) for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images)).squeeze(1)

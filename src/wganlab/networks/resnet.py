@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import FeatureCritic, Norm, Output, initialise, norm_layer, smallest
+from wganlab.networks.layers import FeatureCritic, Norm, Output, initial_size, initialise, norm_layer
 
 Resample = Literal["up", "down", "none"]
 
@@ -59,7 +59,7 @@ class Generator(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        height, width = smallest(shape, n_blocks)
+        height, width = initial_size(shape, n_blocks)
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, n_filters * height * width),
             nn.Unflatten(1, (n_filters, height, width)),
@@ -87,7 +87,7 @@ class Critic(FeatureCritic):
         output: Output = "linear",
         minibatch_kernels: NonNegativeInt = 0,
     ) -> None:
-        smallest(shape, 2)
+        initial_size(shape, 2)
         features = nn.Sequential(
             Block(shape[0], n_filters, norm=norm, resample="down", first=True),
             Block(n_filters, n_filters, norm=norm, resample="down"),

@@ -15,9 +15,9 @@ from wganlab.networks.layers import (
     Norm,
     Output,
     check_halvings,
+    initial_size,
     initialise,
     norm_layer,
-    smallest,
 )
 
 EPS, MOMENTUM = 1e-3, (0.2, 0.01)
@@ -40,7 +40,7 @@ class Generator(nn.Module):
         slope: NonNegativeFloat = 0.3,
     ) -> None:
         super().__init__()
-        height, width = smallest(shape, n_blocks)
+        height, width = initial_size(shape, n_blocks)
         check_halvings(n_filters, n_blocks - 1)
         features = n_filters * height * width
 

@@ -47,6 +47,26 @@ PASSED_ON: list[int] = []
 PENDING: list[int] = []
 
 
+def world_size() -> int:
+    """How many ranks share this run; 1 where it is not shared."""
+    return HERE.world_size
+
+
+def rank() -> int:
+    """Which of them this process is."""
+    return HERE.rank
+
+
+def local_rank() -> int:
+    """Which device of its machine is this process' own."""
+    return HERE.local_rank
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes, observes and takes signals."""
+    return rank() == 0
+
+
 def is_submitit(number: int) -> bool:
     """Whether submitit takes this signal, with which a cluster announces that it will end the job."""
     return str(getattr(signal.getsignal(number), "__module__", "")).startswith("submitit")
@@ -61,26 +81,26 @@ def signals() -> list[int]:
     return [signal.SIGINT, signal.SIGTERM]
 
 
-def share(whole: Tensor) -> Tensor:
+def shard(whole: Tensor) -> Tensor:
     """This rank's rows of what is there for the whole batch; the number of rows is a multiple of the ranks."""
-    return whole if HERE.world_size == 1 else whole.chunk(HERE.world_size)[HERE.rank]
+    return whole if world_size() == 1 else whole.chunk(world_size())[rank()]
 
 
 def all_reduce_mean(tensors: Sequence[Tensor | None]) -> list[Any]:
     """The mean over all ranks of each tensor, the same on every rank to the last bit. None stays None."""
-    if HERE.world_size == 1:
+    if world_size() == 1:
         return list(tensors)
     present = [tensor for tensor in tensors if tensor is not None]
     flat = torch.cat([tensor.reshape(-1) for tensor in present])  # one message: many small ones take longer
     torch.distributed.all_reduce(flat)
-    parts = iter(flat.div_(HERE.world_size).split([tensor.numel() for tensor in present]))
+    parts = iter(flat.div_(world_size()).split([tensor.numel() for tensor in present]))
     return [None if tensor is None else next(parts).view(tensor.shape).to(tensor.dtype) for tensor in tensors]
 
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give all ranks what the first one has, in place."""
-    if HERE.world_size == 1:  # before they are looked for: to walk the modules takes as long as a small layer
+    if world_size() == 1:  # before they are looked for: to walk the modules takes as long as a small layer
         return
     wanted = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not wanted:
@@ -91,7 +111,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(part.view(tensor.shape))
 
 
-def of_first(yes: bool, device: torch.device) -> bool:
+def broadcast_flag(yes: bool, device: torch.device) -> bool:
     """What the first rank says."""
     said = torch.tensor([float(yes)], device=device)
     broadcast([said])
@@ -124,11 +144,11 @@ class SyncedBatchNorm(_BatchNorm):
         over = [dim for dim in range(x.dim()) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
         full = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics in half precision would be too coarse
-        average = AllReduceSum.apply(full.mean(over)) / HERE.world_size
+        average = AllReduceSum.apply(full.mean(over)) / world_size()
         centred = full - average.view(shape)
-        variance = AllReduceSum.apply(centred.square().mean(over)) / HERE.world_size
+        variance = AllReduceSum.apply(centred.square().mean(over)) / world_size()
         if self.track_running_stats:
-            self._track(average, variance, x.numel() // x.shape[1] * HERE.world_size)
+            self._track(average, variance, x.numel() // x.shape[1] * world_size())
         normal = centred * (variance + self.eps).rsqrt().view(shape)
         return (normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal).to(x.dtype)
 
@@ -147,7 +167,7 @@ class SyncedBatchNorm(_BatchNorm):
 def synchronise_batch_norm(network: nn.Module) -> None:
     """Have every batch norm of a network see the batches of all ranks."""
     for module in network.modules():
-        if HERE.world_size > 1 and isinstance(module, _BatchNorm):
+        if world_size() > 1 and isinstance(module, _BatchNorm):
             module.__class__ = SyncedBatchNorm  # the parameters stay those that the optimizers know
 
 
@@ -285,7 +305,7 @@ def _rank(
         os._exit(1)
     os.setpgrp()  # Ctrl-C is for the process that waits, which passes it on
     ignore_signals()
-    if HERE.rank == 0:
+    if rank() == 0:
         for number in PASSED_ON:
             signal.signal(number, lambda number, _: PENDING.append(number))
         end.send(READY)
@@ -316,11 +336,9 @@ def ignore_signals() -> None:
 def join(node: Node, backend: str, patience: timedelta) -> None:
     """Make the process group of all ranks."""
     if backend == "nccl":
-        torch.cuda.set_device(HERE.local_rank)
-    store = torch.distributed.TCPStore(node.address, node.port, HERE.world_size, HERE.rank == 0, timeout=RENDEZVOUS)
-    torch.distributed.init_process_group(
-        backend, store=store, rank=HERE.rank, world_size=HERE.world_size, timeout=patience
-    )
+        torch.cuda.set_device(local_rank())
+    store = torch.distributed.TCPStore(node.address, node.port, world_size(), rank() == 0, timeout=RENDEZVOUS)
+    torch.distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=patience)
 
 
 class Forwarding:

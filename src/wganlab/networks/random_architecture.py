@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from wganlab.networks.layers import FeatureCritic, Norm, norm_layer, smallest
+from wganlab.networks.layers import FeatureCritic, Norm, initial_size, norm_layer
 
 #: Doublings between the smallest map and the image: 4x4 to 32x32.
 SCALES = 3
@@ -59,7 +59,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = Architecture.draw(number, "generator")
-        height, breadth = smallest(shape, SCALES)
+        height, breadth = initial_size(shape, SCALES)
         filters = [max(1, round(width * self.architecture.filters * 2**i)) for i in (2, 1, 0)]
         norm: Norm = "batch" if self.architecture.norm else "none"
 
@@ -91,7 +91,7 @@ class Critic(FeatureCritic):
         self, *, shape: tuple[int, ...], number: NonNegativeInt, width: PositiveFloat = 1.0, norm: Norm = "batch"
     ) -> None:
         architecture = Architecture.draw(number, "critic")
-        height, breadth = smallest(shape, SCALES)
+        height, breadth = initial_size(shape, SCALES)
         filters = [max(1, round(width * architecture.filters * 2**i)) for i in range(SCALES)]
         layers: list[nn.Module] = []
         before = shape[0]

@@ -12,12 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY, config, wganlab, without_account
-from wganlab import ranks
+from wganlab import parallel
 from wganlab.adversarial import sample_latents
 from wganlab.build import build_module, construct
 from wganlab.data.stream import BatchStream
-from wganlab.lipschitz import interpolate
 from wganlab.networks.layers import Dropout
+from wganlab.regularizers import interpolate
 from wganlab.runs import Run
 
 # fp64: Adam divides a gradient by its own size, so that rounding of fp32 soon shows in the third digit
@@ -168,7 +168,7 @@ def test_no_rank_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
 
 def test_the_same_command_on_two_nodes_is_one_run(on_two: Path) -> None:
     nodes = ["accelerator.devices=1", "accelerator.nodes=2", "loss=wgan_clip", "hydra.run.dir=nodes"]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.find_free_network_port())}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(parallel.find_free_network_port())}
     first = begin(*nodes, cwd=on_two, NODE_RANK="0", **where)
     wait_for(on_two / "nodes" / "status.json")  # the second may come later
     second = begin(*nodes, cwd=on_two, NODE_RANK="1", **where)
@@ -238,10 +238,10 @@ def both(monkeypatch: pytest.MonkeyPatch, draw: object) -> list[torch.Tensor]:
     """What each of two ranks draws."""
     drawn = []
     for rank in range(2):
-        monkeypatch.setattr(ranks, "HERE", ranks.Place(rank, 2))
+        monkeypatch.setattr(parallel, "HERE", parallel.Place(rank, 2))
         torch.manual_seed(5)
         drawn.append(draw())  # type: ignore[operator]
-    monkeypatch.setattr(ranks, "HERE", ranks.Place())
+    monkeypatch.setattr(parallel, "HERE", parallel.Place())
     torch.manual_seed(5)
     return drawn
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from wganlab import ranks
-from wganlab.networks.layers import evaluating
+from wganlab import parallel
+from wganlab.networks.layers import evaluation_mode
 
 NormOver = Literal["image", "pixel", "batch"]
 AlphaPer = Literal["image", "batch"]
@@ -71,10 +71,10 @@ def interpolate(
     One alpha per image; some published programs draw one for the whole batch. Without a ``generator``, a rank takes its
     share of what all ranks draw.
     """
-    n = 1 if alpha_per == "batch" else len(real) if generator else len(real) * ranks.HERE.world_size
+    n = 1 if alpha_per == "batch" else len(real) if generator else len(real) * parallel.world_size()
     alpha = torch.rand((n,) + (1,) * (real.dim() - 1), device=real.device, generator=generator)
     if n > len(real):
-        alpha = ranks.share(alpha)
+        alpha = parallel.shard(alpha)
     return torch.lerp(fake, real, alpha.to(real.dtype))
 
 
@@ -103,7 +103,9 @@ class PiecewiseLinear(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def slopes(critic: nn.Module, images: Tensor, *, norm_over: NormOver = "image", create_graph: bool = False) -> Tensor:
+def gradient_norms(
+    critic: nn.Module, images: Tensor, *, norm_over: NormOver = "image", create_graph: bool = False
+) -> Tensor:
     """Euclidean norm of the critic's gradient at each image, over all its pixels and channels; shape (batch,).
 
     Two published programs take other norms: "pixel" over the channels of each pixel, shape (batch, height, width),
@@ -125,9 +127,9 @@ class GradientPenalty(Unconstrained):
 
     The norm is taken per image over all pixels and channels, and the penalty is computed in fp32 even under
     mixed precision, whose gradients of gradients would lose it. Three faults of published programs are switches:
-    ``norm_over`` (see :func:`slopes`), ``alpha_per`` (see :func:`interpolate`), and ``inference``, which passes the
-    interpolates through a critic in inference mode (running statistics, no dropout) while it scores real and generated
-    images in training mode.
+    ``norm_over`` (see :func:`gradient_norms`), ``alpha_per`` (see :func:`interpolate`), and ``inference``, which passes
+    the interpolates through a critic in inference mode (running statistics, no dropout) while it scores real and
+    generated images in training mode.
     """
 
     def __init__(
@@ -144,8 +146,8 @@ class GradientPenalty(Unconstrained):
 
     def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar, differentiable with respect to the critic's weights."""
-        with torch.autocast(real.device.type, enabled=False), evaluating(*([critic] if self.inference else [])):
+        with torch.autocast(real.device.type, enabled=False), evaluation_mode(*([critic] if self.inference else [])):
             full = torch.promote_types(real.dtype, torch.float32)
             points = interpolate(real.to(full), fake.to(full), alpha_per=self.alpha_per)
-            norms = slopes(critic, points, norm_over=self.norm_over, create_graph=True)
+            norms = gradient_norms(critic, points, norm_over=self.norm_over, create_graph=True)
             return self.weight * (norms - self.target).square().mean()

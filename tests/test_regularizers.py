@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wganlab.lipschitz import GradientPenalty, Unconstrained, WeightClipping, critic_weights, interpolate, slopes
+from wganlab.regularizers import (
+    GradientPenalty,
+    Unconstrained,
+    WeightClipping,
+    critic_weights,
+    gradient_norms,
+    interpolate,
+)
 
 SHAPES = [(2,), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
@@ -49,7 +56,7 @@ def test_penalty_takes_the_norm_per_image() -> None:
 
     images = torch.stack([torch.full((3, 2, 2), value) for value in (0.0, 1.0, 2.0)])
     norms = torch.tensor([0.0, 1.0, 2.0]) * math.sqrt(12)
-    assert torch.allclose(slopes(Quadratic(), images), norms)
+    assert torch.allclose(gradient_norms(Quadratic(), images), norms)
     penalty = GradientPenalty(weight=2, target=1).penalty(Quadratic(), images, images)
     assert penalty.item() == pytest.approx(2 * (norms - 1).square().mean().item(), rel=1e-5)
 
