@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
+from tests.isolation import isolated
 from wganlab.config import compose_config, without_hydra
+
+#: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.
+NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 #: Small budgets that still pass every milestone: rows, samples, evaluations, checkpoints.
 TINY = [
@@ -22,6 +26,27 @@ TINY = [
     "callbacks.checkpoints.every=6",
     "callbacks.diagnostics.histograms_every=6",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for the session: tests neither read nor write the user's caches and accounts."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for key in [key for key in os.environ if key.startswith(NOT_OURS)]:
+            patch.delenv(key)
+        for key in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "NETRC"):
+            patch.delenv(key, raising=False)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))  # its list of fonts is made once, for all processes
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def isolation(home: Path) -> Iterator[None]:
+    """No test depends on those before it: global state is put back, random numbers start at the same point."""
+    with isolated():
+        yield
 
 
 def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -74,6 +99,34 @@ def real_data() -> Path:
     if not root:
         pytest.skip("WGANLAB_TEST_DATA does not name a folder with the real data sets")
     return Path(root)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.randomly_reset_seed = False  # isolation seeds, and torch too
+
+
+#: Files of the tests that this process has run, in order.
+RAN: dict[str, None] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails says which files came before it in its process."""
+    RAN[item.nodeid.partition("::")[0]] = None
+    report = yield
+    if report.failed:
+        seed = item.config.getoption("randomly_seed", None)
+        order = "-p no:randomly" if seed in (None, "default") else f"--randomly-seed={seed}"
+        report.sections.append(("to repeat the order of this process", f"python -m pytest {order} {' '.join(RAN)}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    seed = config.getoption("randomly_seed", None)
+    if seed not in (None, "default"):
+        terminalreporter.write_line(f"random order; the same again: make test ARGS='--randomly-seed={seed}'")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

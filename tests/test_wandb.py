@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -296,3 +297,85 @@ def test_a_run_that_a_notebook_has_open_stays_open(tmp_path: Path, monkeypatch: 
         logger.finish(None, 0)
         assert wandb.run is own
         own.log({"still": "open"})
+
+
+#: A key of the form that W&B asks for, and a server that is not there: online but for the network.
+ACCOUNT = {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+def notebook(script: str, cwd: Path, **environment: str) -> str:
+    """What a script prints that has a function ``train`` for the shortest run there is, and wandb and os."""
+    tiny = [*TINY, "dataset=gaussians8", "model=toy_mlp", "callbacks=none", "steps=1"]
+    tiny = [override for override in tiny if not override.startswith("callbacks.")]
+    beginning = (
+        "import os, sys, wandb, wganlab\n"
+        "settings = wandb.Settings(silent=True, console='off')\n"
+        f"def train(name):\n    return wganlab.train([*{tiny!r}, f'hydra.run.dir={{name}}'])\n"
+    )
+    command = [sys.executable, "-c", beginning + script]
+    env = without_account(cwd) | environment
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_w_and_b_is_afterwards_as_if_it_had_not_been_used(tmp_path: Path) -> None:
+    """What a notebook sets between two runs holds for the second, and for runs of its own."""
+    script = f"""
+hooks = sys.exit, sys.excepthook
+train('first')
+assert 'WANDB_SERVICE' not in os.environ
+assert (sys.exit, sys.excepthook) == hooks
+os.environ.update({ACCOUNT})
+train('second')
+os.environ['WANDB_MODE'] = 'offline'
+with wandb.init(dir='.', settings=settings) as own:
+    own.log({{'a': 1}})
+train('third')
+assert wandb.run is None
+"""
+    said = notebook(script, tmp_path)
+    assert "W&B is offline (no API key); upload later with: wandb sync first/" in said
+    assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync second/" in said
+    assert "W&B is offline (WANDB_MODE=offline); upload later with: wandb sync third/" in said
+    assert '"a":1' in inspect(tmp_path).replace(" ", "").replace("\\", "")
+
+
+def test_a_run_goes_where_the_session_of_a_notebook_says(tmp_path: Path) -> None:
+    """Logged in by hand, then with runs of its own open: as wandb.run, and beside it."""
+    script = """
+wandb.login(key='0123456789' * 4, host='http://127.0.0.1:9', verify=False)
+session = wandb.setup()
+train('logged_in')
+assert wandb.setup() is session
+assert session.settings.api_key, 'still logged in'
+own = wandb.init(dir='.', mode='offline', settings=settings)
+train('beside')
+assert wandb.run is own
+own.log({'still': 'open'})
+own.finish()
+own = wandb.init(dir='.', mode='offline', settings=settings, reinit='create_new')
+train('beside_another')
+own.log({'still': 'open'})
+own.finish()
+print('own run', own.id)
+"""
+    said = notebook(script, tmp_path)
+    assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync logged_in/" in said
+    own = said.split()[-1]
+    for name in ("beside", "beside_another"):
+        assert re.search(rf"W&B is offline \(as run \w+, which is open\); upload later with: wandb sync {name}/", said)
+    ids = [begun(tmp_path / name)["run_id"] for name in ("logged_in", "beside", "beside_another")]
+    assert len({*ids, own}) == 4
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2, "the notebook's own"
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_a_mode_that_w_and_b_was_set_up_with_holds(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in ACCOUNT.items():
+        monkeypatch.setenv(key, value)
+    wandb.setup(wandb.Settings(mode=mode))
+    assert loggers.choose_mode() == (mode, f"as W&B was set up, mode={mode}")
+    own = wandb.init(mode="disabled")
+    assert loggers.choose_mode() == ("disabled", f"as run {own.id}, which is open")
+    own.finish()

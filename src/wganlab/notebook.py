@@ -27,6 +27,7 @@ from wganlab.build import check, objections, trained_config
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import jobs, vocabulary
 from wganlab.launch import train as train_in_hydra
+from wganlab.loggers import own_session
 from wganlab.runs import Run
 from wganlab.sample import draw, load_networks
 from wganlab.schema import ConfigError
@@ -118,12 +119,12 @@ def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None)
     Interrupting the kernel ends the run after its step, saved: StoppedError. Raises ConfigError before any data are
     read, FloatingPointError when the run diverges, BusyError when another process is at it; never SystemExit.
 
-    Left as they were: working directory, sys.argv, log handlers, Hydra's state, global random numbers. Changed for the
-    process, as by the command: torch's matmul precision and with accelerator.deterministic its kernels, malloc's
-    limits, PL_GLOBAL_SEED, the level of Lightning's loggers and some of its warnings.
+    Left as they were: working directory, sys.argv, log handlers, Hydra's and W&B's state, global random numbers.
+    Changed for the process, as by the command: torch's matmul precision and with accelerator.deterministic its kernels,
+    malloc's limits, PL_GLOBAL_SEED, the level of Lightning's loggers and some of its warnings.
     """
     arguments = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-    with hydra_of_its_own(), same_random_numbers():
+    with hydra_of_its_own(), own_session(), same_random_numbers():
         try:
             if any(argument.startswith("run=") for argument in arguments):
                 cli.resume(arguments)
