@@ -43,10 +43,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def isolation(home: Path) -> Iterator[None]:
-    """No test depends on those before it: global state is put back, random numbers start at the same point."""
+def isolation(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test depends on those before it: global state is put back, random numbers start at the same point, and the
+    runs that tests share are read, not written."""
+    shared = request.getfixturevalue("sweep").parent if "sweep" in request.fixturenames else None
+    before = files(shared) if shared else {}
     with isolated():
         yield
+    changed = before.items() ^ files(shared).items() if shared else set()
+    assert not changed, f"changes the runs that tests share: {sorted({name for name, _ in changed})}"
+
+
+def files(folder: Path) -> dict[str, int]:
+    """All that is in a folder, with the time of its last change."""
+    return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
