@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -64,6 +66,20 @@ def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     command = [sys.executable, "-m", "wganlab", *arguments]
     env = without_account(cwd) | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """The command in the background."""
+    command = [sys.executable, "-m", "wganlab", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, env=without_account(cwd) | environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what} has not come"
+        time.sleep(0.02)
 
 
 def without_account(cwd: Path) -> dict[str, str]:

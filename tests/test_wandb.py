@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import wandb
 import yaml
 from wandb.wandb_agent import Agent
 
-from tests.conftest import TINY, wganlab, without_account
+from tests.conftest import TINY, begin, wait_for, wganlab, without_account
 from tests.test_claims import CLAIM
 from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
@@ -105,26 +104,12 @@ def test_runs_have_different_ids(sweep: Path) -> None:
 
 
 def test_a_killed_run_keeps_its_history(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "wganlab",
-        "train",
-        *TINY,
-        "steps=100000",
-        "compile=off",
-        "log_every=5",
-        "hydra.run.dir=run",
-    ]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    endless = ["steps=100000", "compile=off", "log_every=5", "hydra.run.dir=run"]
+    process = begin("train", *TINY, *endless, cwd=tmp_path)
     run = tmp_path / "run"
-    deadline = time.time() + 60
-    while time.time() < deadline and not ((run / "metrics.csv").exists() and len(rows(run)) > 20):
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_for(lambda: (run / "metrics.csv").exists() and len(rows(run)) > 20, "20 rows")
+    process.kill()
+    process.communicate()
     time.sleep(1)
     written = [int(row["step"]) for row in rows(run)]
     kept = [item["_step"] for item in history(run) if "critic/loss" in item]
