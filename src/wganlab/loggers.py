@@ -85,7 +85,7 @@ def own_session() -> Iterator[None]:
         if session() and not open_run():
             with suppress(Exception, SystemExit):  # whatever W&B has against it, the run has ended
                 wandb.teardown()
-            sys.exit, sys.excepthook = hooks  # type: ignore[assignment]
+            sys.exit, sys.excepthook = hooks
 
 
 def in_agent() -> bool:
