@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from tests.conftest import config
 from wganlab.adversarial import AdversarialModule, ReusedLatents, SharedPass, sample_latents
-from wganlab.build import build_module, check, construct, generator_steps
+from wganlab.build import build_module, construct, generator_steps
 from wganlab.callbacks.history import History
 from wganlab.data.stream import BatchStream
 from wganlab.objectives import FeatureMatching
 from wganlab.schema import ConfigError
 from wganlab.training import fit
+from wganlab.validate import validate
 
 LOSSES = ["gan", "wgan_clip", "wgan_gp"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -220,14 +221,14 @@ def test_feature_matching_is_the_squared_gap_of_mean_features() -> None:
 def test_feature_matching_combines_with_any_model(model: str) -> None:
     small = [] if model == "mlp" else ["model.generator.n_filters=8", "model.critic.n_filters=4"]
     for loss in LOSSES:
-        check(config(f"model={model}", f"loss={loss}", "+loss/feature_matching=added", "dataset.size=32", *small))
+        validate(config(f"model={model}", f"loss={loss}", "+loss/feature_matching=added", "dataset.size=32", *small))
 
 
 def test_feature_matching_needs_features(tmp_path: Path) -> None:
     settings = config("+loss/feature_matching=only", "model.critic._target_=tests.test_adversarial.Blind",
                       *(f"~model.critic.{key}" for key in config().model.critic if key[0] != "_"))  # fmt: skip
     with pytest.raises(ConfigError, match=r"loss\.feature_matching: the critic of this model has no features"):
-        check(settings)
+        validate(settings)
 
 
 class Blind(nn.Module):

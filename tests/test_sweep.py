@@ -14,10 +14,11 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import config, wganlab, without_account
-from wganlab.cli import resume
-from wganlab.config import check_same_job
+from wganlab.folders import check_same_run
+from wganlab.launch import resume
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
+from wganlab.validate import validate
 
 SABOTEUR = '''
 import os, signal, sys
@@ -245,11 +246,12 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(trained: Path) ->
 def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / ".hydra").mkdir(parents=True)
-    now = OmegaConf.to_container(config("logger=csv"), resolve=False)
-    before = OmegaConf.create(now)
+    now = config("logger=csv")
+    validate(now)
+    before = now.copy()
     del before.accelerator.nodes, before.callbacks.diagnostics.detailed, before.hold_out
     OmegaConf.save(before, folder / ".hydra" / "config.yaml")
-    check_same_job(folder, now, "run")  # type: ignore[arg-type]
-    other = OmegaConf.to_container(config("logger=csv", "hold_out=3"), resolve=False)
-    with pytest.raises(ConfigError, match=r"hold_out=3: cannot change in a run that is continued; it is absent"):
-        check_same_job(folder, other, "run")  # type: ignore[arg-type]
+    check_same_run(folder, now, "run")
+    other = config("logger=csv", "hold_out=3")
+    with pytest.raises(ConfigError, match=r"hold_out=3: cannot change in a run that is continued; it is 0"):
+        check_same_run(folder, other, "run")

@@ -17,6 +17,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from wganlab import parallel
+from wganlab.schema import InvalidValueError
 
 # Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
 # every optimizer step of torch then looks for NVIDIA's library anew, which takes longer than a small step itself.
@@ -79,12 +80,14 @@ def build_trainer(
 def check_machine(accelerator: str, precision: str, devices: int) -> None:
     """Raises ValueError when this machine cannot compute so."""
     if accelerator not in available():
-        raise ValueError(f"accelerator={accelerator}: this machine has none; allowed here: {', '.join(available())}")
+        raise InvalidValueError(
+            "accelerator", accelerator, f"this machine has none; allowed here: {', '.join(available())}"
+        )
     if precision == "16-mixed" and (accelerator == "cpu" or "gpu" not in available()):
-        raise ValueError("precision=16-mixed: needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
+        raise InvalidValueError("precision", precision, "needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
     gpus = 0 if accelerator == "cpu" or "gpu" not in available() else max(1, torch.cuda.device_count())
     if gpus and devices > gpus:
-        raise ValueError(f"devices={devices}: this machine has {gpus} GPUs; allowed are at most so many")
+        raise InvalidValueError("devices", devices, f"this machine has {gpus} GPUs; allowed are at most so many")
 
 
 def backend(accelerator: str) -> Literal["gloo", "nccl"]:

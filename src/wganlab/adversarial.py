@@ -7,7 +7,8 @@ instead, each a choice of conf/training/.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import PositiveInt
@@ -326,3 +327,56 @@ class FixedGenerator(ReusedLatents):
         with torch.no_grad():
             self._generator_window.append(self.generator_loss(real, latents, self.critic(latents)))
         optimizer.step()
+
+
+class MakeGenerator(Protocol):
+    """What fills ``model.generator``."""
+
+    def __call__(self, *, latent_dim: int, shape: tuple[int, ...]) -> nn.Module: ...
+
+
+class MakeCritic(Protocol):
+    """What fills ``model.critic``."""
+
+    def __call__(self, *, shape: tuple[int, ...]) -> nn.Module: ...
+
+
+class MakeOptimizer(Protocol):
+    """What fills ``loss.optimizer.generator`` and ``loss.optimizer.critic``."""
+
+    def __call__(self, params: Any) -> Optimizer: ...
+
+
+class MakeModule(Protocol):
+    """What fills ``training``."""
+
+    def __call__(
+        self,
+        *,
+        generator: nn.Module,
+        critic: nn.Module,
+        latent_dim: int,
+        latent: str,
+        objective: Any,
+        lipschitz: Any,
+        optimizer: Any,
+        n_critic: int,
+        feature_matching: Any,
+    ) -> AdversarialModule: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    generator: MakeGenerator
+    critic: MakeCritic
+    latent_dim: PositiveInt
+    latent: Latent = "normal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    objective: Objective
+    lipschitz: Unconstrained
+    optimizer: Mapping[str, MakeOptimizer]
+    n_critic: PositiveInt
+    feature_matching: FeatureMatching | None = None

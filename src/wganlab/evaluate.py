@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import Seed, build_module, check, construct, open_stream, trained_config
+from wganlab.build import build_module, construct, open_stream, trained_config
 from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.callbacks.diagnostics import inspect
 from wganlab.config import compose_config, quote_paths, without_hydra
@@ -25,7 +25,8 @@ from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_grid
 from wganlab.regularizers import interpolate
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call, check_targets
+from wganlab.schema import ConfigError, check_call
+from wganlab.validate import Seed, validate
 
 #: Samples whose nearest training images are shown.
 SHOWN = 16
@@ -52,7 +53,6 @@ def main(overrides: Sequence[str]) -> None:
         raise ConfigError("run", ": is missing; give a run folder, as in wganlab evaluate run=PATH")
     plain: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     check_call(settings, plain, "")
-    check_targets(plain, {})
     run = Run.open(config.run)
     trained = trained_config(run, "score")
     extractor = construct(config, "extractor") if config.extractor else None
@@ -82,7 +82,7 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
     """
     # it is scored here, wherever and however it was trained
     config = OmegaConf.merge(config, {"accelerator": {"accelerator": "cpu", "devices": 1}, "precision": "32-true"})  # type: ignore[assignment]
-    check(config)
+    validate(config)
     source = construct(config, "dataset")
     saved = read_checkpoint(checkpoint, "checkpoint")
     module = build_module(config, source)
@@ -109,7 +109,7 @@ def real_samples(trained: DictConfig, config: DictConfig, stream: BatchStream) -
     """Real samples to compare with, as stored, in a random order; None for those that were trained on."""
     if config.dataset:
         changed = OmegaConf.merge(trained, {"dataset": config.dataset, "hold_out": 0, "batch_size": 1})
-        check(changed)  # type: ignore[arg-type]
+        validate(changed)  # type: ignore[arg-type]
         other = open_stream(changed, construct(changed, "dataset"), 1, torch.device("cpu"))  # type: ignore[arg-type]
         return other.fixed_samples(max(2 * config.n, config.images))
     if config.split == "training":

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wganlab.schema import InvalidValueError
+
 #: How long the nodes of a run may take to find one another.
 RENDEZVOUS = timedelta(minutes=5)
 #: How long a rank may be waited for, while the first one evaluates. On one machine a dead one is noticed at once.
@@ -192,7 +194,7 @@ class Node:
             address = SLURMEnvironment.resolve_root_node_address(known["SLURM_JOB_NODELIST"])
             return cls(int(known["SLURM_NODEID"]), address, 10_000 + int(known["SLURM_JOB_ID"]) % 50_000)
         if missing := [key for key in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if key not in known]:
-            raise ValueError(f"nodes={nodes}: each node needs {', '.join(missing)} in its environment")
+            raise InvalidValueError("nodes", nodes, f"each node needs {', '.join(missing)} in its environment")
         return cls(int(known["NODE_RANK"]), known["MASTER_ADDR"], int(known["MASTER_PORT"]))
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
-from wganlab.adversarial import sample_latents
-from wganlab.build import GIVEN, Seed, construct, trained_config
+from wganlab.adversarial import Networks, sample_latents
+from wganlab.build import construct, trained_config
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call
+from wganlab.schema import ConfigError, check_call, factory_arguments, parameters
+from wganlab.validate import Seed
 
 
 def settings(
@@ -77,7 +78,7 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
         networks: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once
             for name in names:
-                given = {key: known[key] for key in GIVEN[f"model.{name}"]}
+                given = {key: known[key] for key in factory_arguments(parameters(Networks)[name].hint)}
                 networks.append(construct(config, f"model.{name}", **given).eval())
                 prefix = f"{name}."
                 weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -58,12 +58,12 @@ def is_search(hydra: Any) -> bool:
 
 
 @contextmanager
-def continued(hydra: DictConfig, config: DictConfig) -> Iterator[list[str] | None]:
-    """A search, begun or taken up again with the same ``config``: yields the overrides with which Optuna makes the
-    trials that are missing.
+def resumed(hydra: DictConfig, config: DictConfig) -> Iterator[dict[str, Any] | None]:
+    """Begin a search, or take it up again with the same ``config``: yields the changes of ``hydra.sweeper`` with which
+    Optuna makes the trials that are missing.
 
-    Yields None where none is. Trials that were under way when the search was interrupted come first, with the same
-    values, and so in the same folders: they go on from their checkpoints. At the end the best trial is printed.
+    Yields None where none is missing. Trials that were under way when the search was interrupted come first, with the
+    same values, and so in the same folders: they go on from their checkpoints. At the end the best trial is printed.
     Raises BusyError when another process is at the search, ConfigError when its database cannot be used or its trials
     had another config, and ChildProcessError when none has completed.
     """
@@ -86,10 +86,10 @@ def continued(hydra: DictConfig, config: DictConfig) -> Iterator[list[str] | Non
             print(f"continuing a search with {found} of {hydra.sweeper.n_trials} trials made", flush=True)
         seed = hydra.sweeper.sampler.get("seed")
         if missing > 0:
-            again = [f"hydra.sweeper.n_trials={missing}"]
             # with the seed that it began with, Optuna would try the same values again
+            new_seed = {} if seed is None else {"sampler.seed": seed + len(trials)}
             try:
-                yield again if seed is None else [*again, f"hydra.sweeper.sampler.seed={seed + len(trials)}"]
+                yield {"n_trials": missing} | new_seed
             except ValueError as error:
                 if "No trials are completed" not in str(error):  # Optuna's plugin asks for the best of none
                     raise

@@ -5,6 +5,7 @@ arm is ``# @package _global_``: it may override whatever conf/train.yaml compose
 """
 
 import json
+import os
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import yaml
 
 from wganlab.config import conf_dir
 from wganlab.report.claims import Verdict, decide, read_claims
-from wganlab.runs import Run
+from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
 
 Sweep = Mapping[str, str | int]
@@ -60,7 +61,7 @@ def arm_names(folder: Path) -> list[str]:
 
 
 def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
-    """Arguments of ``wganlab train`` that run a study, and the folder of its sweep.
+    """The overrides of the multirun that is a study, with its folder as --config-dir, and the folder of its sweep.
 
     The command line's values stand before those of study.yaml; ``arms`` are all arms unless it names some.
     Raises ConfigError for a budget that the study has not.
@@ -81,7 +82,46 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
     apart = {*own, "budget"}
     rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in apart]
     arguments = [f"{'+' if key == 'arms' else ''}{key}={value}" for key, value in chosen.items()]
-    return ["-m", "--config-dir", str(folder), *arguments, *rest], chosen["hydra.sweep.dir"]
+    return [*arguments, *rest], chosen["hydra.sweep.dir"]
+
+
+def run(name: str, overrides: Sequence[str]) -> int:
+    """Run the arms of a study, compare them, and decide its claims; returns the exit code.
+
+    What there is of a study that is not complete is put on its page, too.
+    """
+    from wganlab.launch import sweep  # imports torch, which help and index do without
+    from wganlab.report.page import write_report
+
+    folder = find_study(name)
+    arguments, where = multirun(folder, overrides)
+    code = sweep(arguments, config_dir=str(folder))
+    if not any(Path(where).rglob("metrics.csv")):
+        return code
+    runs = find_runs([where])
+    found = verdicts(folder, runs)
+    write_report(runs, Path(where), question=read_study(folder)["question"], verdicts=found)
+    for verdict in found:
+        print(f"{verdict.explained}: {verdict.claim.says} ({verdict.claim.source})")
+        print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
+    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(where)}/index.html")
+    if found and any((run.folder / "wandb").is_dir() for run in runs):
+        publish(Path(where), runs, found)
+    return code
+
+
+def overview() -> str:
+    """How to run a study, and which there are."""
+    lines = [
+        "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=",
+        "name, compares them, and decides the claims of the study; --index prints all studies' outcomes",
+    ]
+    for name, folder in studies().items():
+        content = read_study(folder)
+        lines += ["", f"{name}: {content['question']}", f"    arms={','.join(arm_names(folder))}"]
+        if content.get("budgets"):
+            lines.append(f"    budget={','.join(content['budgets'])}")
+    return "\n".join(lines)
 
 
 def read_study(folder: Path) -> dict:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wganlab import parallel
+from wganlab.schema import InvalidValueError
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -52,7 +53,7 @@ class BatchStream:
         flip: bool = False,
     ) -> None:
         if len(samples) < batch_size:
-            raise ValueError(f"batch_size={batch_size}: must be at most the number of samples, {len(samples)}")
+            raise InvalidValueError("batch_size", batch_size, f"must be at most the number of samples, {len(samples)}")
         self.source, self.labels, self.held_out = source, labels, held_out
         self.device = device or samples.device
         self.samples = samples.to(self.device) if fits(samples, self.device) else samples

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wganlab import parallel
+from wganlab.schema import InvalidValueError
 
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
@@ -27,7 +28,7 @@ def norm_layer(kind: Norm, channels: int, *, images: bool, eps: float = 1e-5, mo
         return batch_norm(channels, eps=eps, momentum=momentum)
     if kind == "instance":
         if not images:
-            raise ValueError("norm=instance: normalises over pixels, and this network has none; use layer")
+            raise InvalidValueError("norm", "instance", "normalises over pixels, and this network has none; use layer")
         return nn.InstanceNorm2d(channels, eps=eps, affine=True)
     return nn.GroupNorm(1, channels, eps=eps) if kind == "layer" else nn.Identity()
 
@@ -56,7 +57,9 @@ def initialise(network: nn.Module, scheme: Init) -> None:
 def check_halvings(n_filters: int, times: int) -> None:
     """Raises ValueError when a width cannot be halved so many times."""
     if n_filters % 2**times:
-        raise ValueError(f"n_filters={n_filters}: cannot be halved {times} times; must be a multiple of {2**times}")
+        raise InvalidValueError(
+            "n_filters", n_filters, f"cannot be halved {times} times; must be a multiple of {2**times}"
+        )
 
 
 def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
@@ -67,10 +70,8 @@ def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
     factor = 2**n_blocks
     if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
         size = "x".join(map(str, shape))
-        raise ValueError(
-            f"n_blocks={n_blocks}: cannot make images of {size}; "
-            f"allowed are (channels, height, width) with height and width multiples of {factor}"
-        )
+        allowed = f"allowed are (channels, height, width) with height and width multiples of {factor}"
+        raise InvalidValueError("n_blocks", n_blocks, f"cannot make images of {size}; {allowed}")
     return shape[1] // factor, shape[2] // factor
 
 
