@@ -1,6 +1,7 @@
 """Studies: every arm composes and runs; arms differ in what they declare and in nothing else."""
 
 import csv
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import TINY, wganlab
 from wganlab.build import build_module, check, construct
 from wganlab.config import jobs
+from wganlab.regularizers import GradientPenalty
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError, leaves
 from wganlab.study import arm_names, find_study, multirun, read_study, studies
@@ -47,23 +49,23 @@ def plain(config: DictConfig) -> dict:
 DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
     "s1_dcgan_mnist": {
         "layer_norm": {"model.critic.norm": "layer"},
-        "training_mode_penalty": {"loss.lipschitz.inference": False},
-        "corrected": {"model.critic.norm": "layer", "loss.lipschitz.inference": False},
+        "training_mode_penalty": {"loss.regularizer.gradient_penalty.eval_mode": False},
+        "corrected": {"model.critic.norm": "layer", "loss.regularizer.gradient_penalty.eval_mode": False},
     },
     "s2_mlp_mnist": {
         "norm_eps": {"model.generator.norm_eps": 1e-5},
-        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
+        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
         "fresh_latents": {"training._target_": "wganlab.adversarial.AdversarialModule"},
         "corrected": {
             "model.generator.norm_eps": 1e-5,
-            "loss.lipschitz.norm_over": "image",
+            "loss.regularizer.gradient_penalty.norm_over": "image",
             "training._target_": "wganlab.adversarial.AdversarialModule",
         },
     },
     "s3_cifar_horses": {
         "linear_critic": {"model.critic.output": "linear"},
-        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
-        "corrected": {"model.critic.output": "linear", "loss.lipschitz.norm_over": "image"},
+        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
+        "corrected": {"model.critic.output": "linear", "loss.regularizer.gradient_penalty.norm_over": "image"},
     },
     "s4_anime_faces": {"corrected": {"model.generator.norm_eps": 1e-5}},
 }
@@ -71,8 +73,10 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
 
 @pytest.mark.parametrize(("study", "name"), [(s, a) for s, arms in DIFFERENCES.items() for a in arms])
 def test_an_arm_differs_from_the_published_one_in_its_corrections_alone(study: str, name: str) -> None:
-    published = dict(leaves(plain(arm(study, "as_published"))))
-    other = dict(leaves(plain(arm(study, name))))
+    parameters = inspect.signature(GradientPenalty).parameters
+    defaults = {f"loss.regularizer.gradient_penalty.{key}": parameters[key].default for key in parameters}
+    published = defaults | dict(leaves(plain(arm(study, "as_published"))))
+    other = defaults | dict(leaves(plain(arm(study, name))))
     assert {key: other[key] for key in other if other[key] != published.get(key)} == DIFFERENCES[study][name]
     assert published.keys() == other.keys()
 
@@ -89,7 +93,7 @@ def test_published_settings() -> None:
     assert s1.training._target_.endswith("SharedPass")
     assert s2.training._target_.endswith("ReusedLatents")
     assert s1.model.latent == "uniform"
-    assert all(c.loss.lipschitz.weight == 10 for c in (s1, s2, s3))
+    assert all(c.loss.regularizer.gradient_penalty.weight == 10 for c in (s1, s2, s3))
 
 
 def test_published_networks() -> None:

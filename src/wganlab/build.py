@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -19,10 +19,12 @@ from wganlab.accelerator import Precision
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import written_key
+from wganlab.contracts import Loss, Networks, critic_steps
 from wganlab.data import Source, size
 from wganlab.data.stream import BatchStream, EndlessStream
+from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call, check_targets, is_node
+from wganlab.schema import ConfigError, check_call, check_targets, is_node, locate
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -45,6 +47,8 @@ def settings(
     precision: Precision,
     hold_out: NonNegativeInt = 0,  # runs of earlier versions do without
     extractor: Mapping | None = None,
+    averaging: Mapping | None = None,
+    augmentation: Mapping | None = None,
 ) -> None:
     """The keys of conf/train.yaml and what they may be: its schema."""
 
@@ -75,17 +79,15 @@ def objections(config: DictConfig, key: str) -> Iterator[None]:
     raise ConfigError(key, f": {cause}") from cause
 
 
-#: The two groups whose keys together are the arguments of the AdversarialModule.
-MODEL = ("generator", "critic", "latent_dim", "latent")
-LOSS = ("objective", "lipschitz", "optimizer", "n_critic", "feature_matching")
-OPTIONAL = ("latent", "feature_matching")
 #: What wganlab itself gives to the parts, and no config can set.
 GIVEN = {
     "model.generator": ("latent_dim", "shape"),
     "model.critic": ("shape",),
-    "training": (*MODEL, *LOSS),
+    "training": ("generator", "critic", "latent_dim", "latent", "loss", "averaging", "augmentation"),
     "loss.optimizer.generator": ("params",),
     "loss.optimizer.critic": ("params",),
+    "loss.schedule.generator": ("optimizer",),
+    "loss.schedule.critic": ("optimizer",),
     "accelerator": ("max_steps", "folder", "callbacks", "logger"),
     "logger": ("save_dir",),
 }
@@ -134,10 +136,7 @@ def check_values(plain: dict[str, Any]) -> dict[str, Any]:
     """Check every plain value against the signature that it fills; returns the values that become another type."""
     converted = check_call(settings, plain, "")
     converted |= check_targets(plain, GIVEN)
-    for group, names, others in (("model", MODEL, LOSS), ("loss", LOSS, MODEL)):
-        converted |= check_call(AdversarialModule, plain[group], f"{group}.", given=others)
-        if missing := [name for name in names if name not in plain[group] and name not in OPTIONAL]:
-            raise ConfigError(f"{group}.{missing[0]}", ": is missing and has no default")
+    converted |= check_call(Networks, plain["model"], "model.") | check_call(Loss, plain["loss"], "loss.")
     return converted
 
 
@@ -160,12 +159,13 @@ def check_networks(config: DictConfig, source: Source) -> None:
     n = config.batch_size
     with torch.device("meta"):
         module = build_module(config, source)
+        labels = check_labels(module, source, n)
         try:
-            fake = module.generator(module.latents(n).to("meta"))
+            fake = module.fake(module.latents(n).to("meta"), labels)
             if fake.shape[1:] != tuple(source.shape):
                 made, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
                 raise ConfigError("model.generator", f": makes samples of {made}, the data set has {wanted}")
-            scores = module.critic(fake)
+            scores = module.scorer(labels)(fake)
         except NotImplementedError:
             return  # a network that looks at values cannot be tried without them
         except (ValueError, RuntimeError) as error:
@@ -175,14 +175,25 @@ def check_networks(config: DictConfig, source: Source) -> None:
         check_loss(module, scores)
 
 
+def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:
+    """n labels on no device for networks that take them, else None. Raises ConfigError for data known to have none."""
+    if not any(module.conditional.values()):
+        return None
+    if hasattr(source, "draw") and source.draw(1, torch.Generator("cpu").manual_seed(0))[1] is None:
+        raise ConfigError("model", NO_LABELS)
+    return torch.zeros(n, dtype=torch.long, device="meta")
+
+
+NO_LABELS = ": its networks take labels, and the data set has none; choose another of the two"
+
+
 def check_loss(module: AdversarialModule, scores: Tensor) -> None:
-    """Objective and constraint must keep their contracts, as far as tensors without storage can tell."""
-    for name in ("penalty", "project"):
-        if not callable(getattr(module.lipschitz, name, None)):
-            raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.regularizers.Unconstrained")
+    """Objective and regularizers must keep their contracts, as far as tensors without storage can tell."""
+    loss = module.loss
     try:
-        losses = module.objective.critic_loss(scores, scores), module.objective.generator_loss(scores)
-        if module.feature_matching and not hasattr(module.critic, "features"):
+        of_generator = (scores, scores) if getattr(loss.objective, "relativistic", False) else (scores,)
+        losses = loss.objective.critic_loss(scores, scores), loss.objective.generator_loss(*of_generator)
+        if loss.feature_matching and not hasattr(module.critic, "features"):
             raise ConfigError("loss.feature_matching", ": the critic of this model has no features")
     except NotImplementedError:
         return
@@ -193,14 +204,23 @@ def check_loss(module: AdversarialModule, scores: Tensor) -> None:
 
 
 def build_module(config: DictConfig, source: Source) -> AdversarialModule:
-    """Networks, objective, constraint and optimizers; weights depend on the seed alone, network by network."""
+    """Networks, loss and optimizers; weights depend on the seed alone, network by network."""
+    loss = build_loss(config)
     torch.manual_seed(2 * config.seed)
-    generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=source.shape)
+    generator = build_generator(config, source.shape)
     torch.manual_seed(2 * config.seed + 1)
-    critic: nn.Module = construct(config, "model.critic", shape=source.shape)
-    rest = {key: config.model[key] for key in config.model if key not in ("generator", "critic")}
-    parts = {"generator": generator, "critic": critic, **rest, **construct(config, "loss")}
-    module: AdversarialModule = construct(config, "training", **parts)
+    critic = build_critic(config, source.shape, loss)
+    module: AdversarialModule = construct(
+        config,
+        "training",
+        generator=generator,
+        critic=critic,
+        latent_dim=config.model.latent_dim,
+        latent=config.model.get("latent", "normal"),
+        loss=loss,
+        averaging=construct(config, "averaging") if config.get("averaging") else None,
+        augmentation=construct(config, "augmentation") if config.get("augmentation") else None,
+    )
     module.shape = tuple(source.shape)
     try:
         module.configure_optimizers()
@@ -209,37 +229,90 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
     return module
 
 
+def build_loss(config: DictConfig) -> Loss:
+    """The parts of ``loss``. Raises ConfigError for a regularizer that is none."""
+    parts = construct(config, "loss")
+    for name, part in (parts.get("regularizer") or {}).items():
+        if not isinstance(part, Regularizer):
+            raise ConfigError(f"loss.regularizer.{name}", ": must be a subclass of wganlab.regularizers.Regularizer")
+        if not (isinstance(part.every, int) and part.every >= 1):
+            raise ConfigError(f"loss.regularizer.{name}.every", f"={part.every}: must be an integer > 0")
+    return Loss(**parts)
+
+
+def build_generator(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
+    """The generator for samples of a shape, with weights from torch's random numbers."""
+    return construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
+
+
+def build_critic(config: DictConfig, shape: tuple[int, ...], loss: Loss) -> nn.Module:
+    """The critic for samples of a shape, as the regularizers prepare it."""
+    critic: nn.Module = construct(config, "model.critic", shape=shape)
+    for name, part in loss.regularizer.items():
+        with objections(config, f"loss.regularizer.{name}"):
+            critic = part.prepare(critic)
+    return critic
+
+
 def trained_config(run: Run, purpose: str) -> DictConfig:
     """The config that a run was trained with. Raises ConfigError where there is none, or no generator was trained."""
     if "model" not in run.config:
         raise ConfigError("run", f"={run.folder}: its .hydra/config.yaml is damaged")
-    if run.choices.get("training") == "fixed_generator":
-        raise ConfigError(
-            "run", f"={run.folder}: its generator was fixed (training=fixed_generator); nothing to {purpose}"
-        )
+    if not trains_generator(run.config):
+        raise ConfigError("run", f"={run.folder}: its generator was fixed, not trained; nothing to {purpose}")
     return OmegaConf.create(run.config)
+
+
+def trains_generator(config: Mapping) -> bool:
+    """Whether a run of this config trains its generator."""
+    return bool(getattr(locate(config["training"]["_target_"]), "trains_generator", True))
 
 
 def generator_steps(config: DictConfig) -> int:
     """The budget in generator steps: ``steps``, or as many as show the critic ``images`` real images."""
     if config.images is None:
         return config.steps
-    return math.ceil(config.images / (config.loss.n_critic * config.batch_size))
+    batches = math.ceil(config.images / config.batch_size)
+    if not config.loss.get("warmup"):
+        return math.ceil(batches / config.loss.n_critic)
+    of_step, steps = critic_steps_of(config), 0
+    while batches > 0:
+        batches -= of_step(steps)
+        steps += 1
+    return steps
 
 
-def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch.device) -> BatchStream:
-    """Read the data, or get ready to draw them."""
+def critic_steps_of(config: DictConfig) -> Callable[[int], int]:
+    """The critic steps of each generator step."""
+    warmup = construct(config, "loss.warmup") if config.loss.get("warmup") else None
+    return critic_steps(config.loss.n_critic, warmup)
+
+
+def images_seen(config: DictConfig, steps: int) -> int:
+    """Real images that the critic has seen after so many generator steps."""
+    return sum(map(critic_steps_of(config), range(steps))) * config.batch_size
+
+
+def open_stream(
+    config: DictConfig, source: Source, device: torch.device, module: AdversarialModule | None = None
+) -> BatchStream:
+    """Read the data, or get ready to draw them; without a module, not for training."""
+    labelled = module is not None and any(module.conditional.values())
+    warmup = None if module is None else module.loss.warmup
     options: dict[str, Any] = {
         "device": device,
         "batch_size": config.batch_size,
-        "n_critic": n_critic,
+        "n_critic": config.loss.n_critic if warmup is None else critic_steps(config.loss.n_critic, warmup),
         "steps": generator_steps(config),
         "seed": config.seed,
+        "labelled": labelled,
     }
     if size(source) is None:
         return EndlessStream(source, **options)
     with objections(config, "dataset"):
         samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    if labelled and labels is None:
+        raise ConfigError("model", NO_LABELS)
     kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
     with objections(config, ""):  # broken files may have left fewer samples than a batch
         return BatchStream(

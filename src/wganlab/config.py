@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -27,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from wganlab.locks import is_locked
+from wganlab.runs import Run
 from wganlab.schema import ConfigError, leaves, locate
 
 #: Longest name of a job's folder, in bytes; file systems allow 255.
@@ -250,11 +250,8 @@ BUDGETS = ("steps", "images")
 
 def check_same_job(folder: Path, new: Mapping, key: str) -> None:
     """Raises ConfigError unless ``new`` is the config of the run in ``folder``, but for a higher budget."""
-    try:
-        old = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        old = None
-    if not isinstance(old, dict):
+    old = Run(folder).config
+    if not old:
         raise ConfigError(key, f": {folder}/.hydra/config.yaml is missing or damaged; give a new folder")
     before, after = dict(leaves(old)), dict(leaves(new))
     for name in [*before, *after]:
@@ -262,8 +259,8 @@ def check_same_job(folder: Path, new: Mapping, key: str) -> None:
         raised = name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was
         if raised and not is_further_node(new) and is_locked(folder):
             raise ConfigError(name, f"={wanted}: cannot be raised now: {folder} is being worked on by another process")
-        if was == "absent" and is_default(new, name, wanted):
-            continue  # of a version that did not have the key yet
+        if (was == "absent" and is_default(new, name, wanted)) or (wanted == "absent" and is_default(old, name, was)):
+            continue  # one of the two leaves out what the class takes anyhow
         if was != wanted and not raised:
             rule = "may only be raised" if name in BUDGETS else "cannot change in a run that is continued"
             raise ConfigError(name, f"={wanted}: {rule}; it is {was} in {folder}; give a new folder for a new run")

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from wganlab import cli
-from wganlab.build import check, objections, trained_config
+from wganlab.build import check, objections, trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import jobs, vocabulary
 from wganlab.launch import train as train_in_hydra
@@ -72,7 +72,7 @@ class LoadedRun:
 
     @property
     def generator(self) -> nn.Module:
-        """In inference mode, on the CPU. Raises ConfigError when none was trained (training=fixed_generator)."""
+        """In inference mode, on the CPU. Raises ConfigError when none was trained (its generator was fixed)."""
         trained_config(self.run, "draw")
         return self.networks["generator"]
 
@@ -89,8 +89,7 @@ class LoadedRun:
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Those that were trained, with the checkpoint's weights. Raises ConfigError where it is missing or damaged."""
-        fixed = self.run.choices.get("training") == "fixed_generator"
-        names = ["critic"] if fixed else ["generator", "critic"]
+        names = ["generator", "critic"] if trains_generator(self._config) else ["critic"]
         path = self.run.checkpoint(self.checkpoint)
         return dict(zip(names, load_networks(self._config, path, *names), strict=True))
 
