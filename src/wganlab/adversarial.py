@@ -101,7 +101,6 @@ class AdversarialModule(LightningModule):
 
     def on_train_start(self) -> None:
         parallel.broadcast(self.parameters())  # the same already, but where machines differ
-        self.labels = self.trainer.train_dataloader.labels  # type: ignore[union-attr]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch  # the stream has sent it

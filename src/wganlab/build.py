@@ -175,16 +175,17 @@ def check_networks(config: DictConfig, source: Source) -> None:
         check_loss(module, scores)
 
 
+NO_LABELS = ": its networks take labels, and the data set has none; choose another of the two"
+
+
 def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:
     """n labels on no device for networks that take them, else None. Raises ConfigError for data known to have none."""
     if not any(module.conditional.values()):
         return None
-    if hasattr(source, "draw") and source.draw(1, torch.Generator("cpu").manual_seed(0))[1] is None:
-        raise ConfigError("model", NO_LABELS)
+    with torch.device("cpu"):
+        if hasattr(source, "draw") and source.draw(1, torch.Generator().manual_seed(0))[1] is None:
+            raise ConfigError("model", NO_LABELS)
     return torch.zeros(n, dtype=torch.long, device="meta")
-
-
-NO_LABELS = ": its networks take labels, and the data set has none; choose another of the two"
 
 
 def check_loss(module: AdversarialModule, scores: Tensor) -> None:

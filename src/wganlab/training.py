@@ -63,6 +63,7 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else None
     stream = open_stream(config, source, trainer.strategy.root_device, module)
+    module.labels = stream.labels
     checkpoint = str(last) if saved else None
     if not leads:
         pl.seed_everything(config.seed, verbose=False)
