@@ -75,10 +75,10 @@ def test_every_precision_trains_and_is_observed(precision: str, tmp_path: Path) 
 def test_losses_are_the_papers_algorithms() -> None:
     clip, penalty, gan = (config(f"loss={loss}").loss for loss in ("wgan_clip", "wgan_gp", "gan"))
     assert clip.optimizer.critic._target_ == "torch.optim.RMSprop"
-    assert (clip.optimizer.critic.lr, clip.lipschitz.bound, clip.n_critic) == (5e-5, 0.01, 5)
+    assert (clip.optimizer.critic.lr, clip.regularizer.weight_clipping.bound, clip.n_critic) == (5e-5, 0.01, 5)
     assert penalty.optimizer.generator._target_ == "torch.optim.Adam"
     assert (penalty.optimizer.critic.lr, penalty.optimizer.critic.betas) == (1e-4, [0.0, 0.9])
-    assert (penalty.lipschitz.weight, penalty.n_critic) == (10.0, 5)
+    assert (penalty.regularizer.gradient_penalty.weight, penalty.n_critic) == (10.0, 5)
     assert gan.objective._target_ == "wganlab.objectives.NonSaturating"
     assert gan.n_critic == 1
     assert config().batch_size == 64
@@ -91,10 +91,10 @@ def test_variations_are_one_override() -> None:
 
     clip_adam = module("loss=wgan_clip", "loss/optimizer=adam")
     assert all(isinstance(optimizer, torch.optim.Adam) for optimizer in clip_adam.configure_optimizers())
-    assert clip_adam.lipschitz.bound == 0.01
-    assert module("loss=wgan_gp", "loss.n_critic=1").n_critic == 1
+    assert clip_adam.loss.regularizer["weight_clipping"].bound == 0.01
+    assert module("loss=wgan_gp", "loss.n_critic=1").loss.n_critic == 1
     saturating = module("loss=gan", "loss/objective=minimax")
-    assert saturating.objective.generator_loss(torch.zeros(1)).item() < 0
+    assert saturating.loss.objective.generator_loss(torch.zeros(1)).item() < 0
     generator, critic = module("loss.optimizer.lr=1e-3", "loss.optimizer.critic.lr=4e-3").configure_optimizers()
     assert (generator.defaults["lr"], critic.defaults["lr"]) == (1e-3, 4e-3)
 
@@ -103,12 +103,18 @@ BAD = [
     ("foo=1", "foo: unknown key"),
     ("+foo=1", "foo: unknown key; allowed are dataset"),
     ("n_critic=0", "n_critic: unknown key; did you mean loss.n_critic?"),
-    ("loss=wgan_clip loss.lipschitz.bonud=1", "did you mean loss.lipschitz.bound?"),
-    ("loss.lipschitz.wieght=1", "did you mean loss.lipschitz.weight?"),
+    ("loss=wgan_clip loss.regularizer.weight_clipping.bonud=1", "did you mean loss.regularizer.weight_clipping.bound?"),
+    ("loss.regularizer.gradient_penalty.wieght=1", "did you mean loss.regularizer.gradient_penalty.weight?"),
     ("loss=wgann", "loss=wgann: no such choice; allowed are gan, wgan_clip, wgan_gp"),
     ("loss/optimizer=sgd", "loss/optimizer=sgd: no such choice; allowed are adam, adam_dcgan, rmsprop"),
-    ("loss.lipschitz.weight=ten", "loss.lipschitz.weight=ten: must be a number >= 0"),
-    ("loss.lipschitz.weight=nan", "loss.lipschitz.weight=nan: must be a number >= 0"),
+    (
+        "loss.regularizer.gradient_penalty.weight=ten",
+        "loss.regularizer.gradient_penalty.weight=ten: must be a number >= 0",
+    ),
+    (
+        "loss.regularizer.gradient_penalty.weight=nan",
+        "loss.regularizer.gradient_penalty.weight=nan: must be a number >= 0",
+    ),
     ("loss.n_critic=0", "loss.n_critic=0: must be an integer > 0"),
     ("loss.n_critic=2.5", "loss.n_critic=2.5: must be an integer > 0"),
     ("loss.n_critic=true", "loss.n_critic=true: must be an integer > 0"),
@@ -125,14 +131,20 @@ BAD = [
     ("loss.optimizer.betas=[-0.1,0.9]", "loss.optimizer.betas=[-0.1, 0.9]: must be [a number >= 0 and < 1, "),
     ("loss.optimizer.betas=0.5", "loss.optimizer.betas=0.5: must be [a number"),
     ("+loss.optimizer.typo=1", "loss.optimizer.typo: unknown key"),
-    ("loss=wgan_clip loss.lipschitz.bound=0", "loss.lipschitz.bound=0: must be a number > 0"),
-    ("loss=wgan_clip loss.lipschitz.bound=-1", "loss.lipschitz.bound=-1: must be a number > 0"),
+    (
+        "loss=wgan_clip loss.regularizer.weight_clipping.bound=0",
+        "loss.regularizer.weight_clipping.bound=0: must be a number > 0",
+    ),
+    (
+        "loss=wgan_clip loss.regularizer.weight_clipping.bound=-1",
+        "loss.regularizer.weight_clipping.bound=-1: must be a number > 0",
+    ),
     ("model=dcgan dataset.size=30", "model.generator.n_blocks=2: cannot make images of 1x30x30; allowed are"),
     ("model.generator.norm=batchy", "model.generator.norm=batchy: must be one of batch, layer, instance, none"),
     ("model.generator.hidden=[a]", 'model.generator.hidden=["a"]: must be a list, each element an integer > 0'),
     ("model.latent=gauss", "model.latent=gauss: must be one of normal, uniform"),
     ("model.critic=null", "model.critic=null: must be a choice"),
-    ("~loss.lipschitz", "lipschitz: is missing"),
+    ("~loss.optimizer", "optimizer: is missing"),
     ("loss.objective=5", "loss.objective=5: must be a choice"),
     ("loss.objective._target_=no.such.Thing", "cannot be imported (No module named 'no')"),
     ("callbacks.samples.every=0", "callbacks.samples.every=0: must be an integer > 0"),
@@ -149,8 +161,8 @@ BAD = [
     ("+model.n_critic=7", "model.n_critic: unknown key"),
     ("+callbacks.foo._target_=builtins.dict", "callbacks.foo"),
     ("+callbacks.foo._target_=wganlab.objectives.Minimax", "callbacks.foo: must be a Lightning callback"),
-    ("loss.objective._target_=wganlab.regularizers.Unconstrained", "loss.objective: has no method critic_loss"),
-    ("loss=gan loss.lipschitz._target_=wganlab.objectives.Minimax", "loss.lipschitz: has no method penalty"),
+    ("loss.objective._target_=wganlab.regularizers.Regularizer", "loss.objective: has no method critic_loss"),
+    ("loss=gan +loss.regularizer.r._target_=wganlab.objectives.Minimax", "loss.regularizer.r: must be a subclass"),
     ("steps=${foo}", "foo"),
     ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),
     ("~nothing", "~nothing: there is no such key to delete"),
@@ -184,7 +196,7 @@ def test_a_sweep_is_checked_before_its_first_job(overrides: str, expected: str) 
 
 def test_integers_become_floats_where_floats_are_wanted() -> None:
     """torch's Adam refuses betas of mixed types, and the paper writes (0, 0.9)."""
-    settings = config("loss.optimizer.betas=[0,0.9]", "loss.lipschitz.weight=10")
+    settings = config("loss.optimizer.betas=[0,0.9]", "loss.regularizer.gradient_penalty.weight=10")
     validate(settings)
     assert settings.loss.optimizer.betas == [0.0, 0.9]
     assert all(isinstance(beta, float) for beta in settings.loss.optimizer.critic.betas)

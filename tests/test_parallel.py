@@ -266,7 +266,7 @@ def test_noise_differs_between_ranks_and_is_together_that_of_one_process(monkeyp
 def test_real_images_are_sharded_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     def batches() -> torch.Tensor:
         samples = torch.arange(20.0).view(20, 1)
-        return torch.stack(list(BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0)))
+        return torch.stack([b.images for b in BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0)])
 
     first, second = both(monkeypatch, batches)
     assert first.shape == second.shape == (3, 2, 2, 1)

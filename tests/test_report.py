@@ -54,7 +54,7 @@ def test_results_csv_agrees_with_the_runs(sweep: Path) -> None:
 def test_differing_keys_are_those_that_differ(sweep: Path) -> None:
     differing = differing_keys(find_runs([sweep]))
     assert differing["loss.n_critic"] == ["1", "5", "5"]
-    assert differing["loss.lipschitz.bound"] == ["–", "0.01", "–"]
+    assert differing["loss.regularizer.weight_clipping.bound"] == ["–", "0.01", "–"]
     assert differing["loss.optimizer.lr"] == ["0.0002", "5e-05", "0.0001"]
     assert not [key for key in differing if not key.startswith("loss.")]
 

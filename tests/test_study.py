@@ -44,23 +44,23 @@ def plain(config: DictConfig) -> dict:
 DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
     "s1_dcgan_mnist": {
         "layer_norm": {"model.critic.norm": "layer"},
-        "training_mode_penalty": {"loss.lipschitz.inference": False},
-        "corrected": {"model.critic.norm": "layer", "loss.lipschitz.inference": False},
+        "training_mode_penalty": {"loss.regularizer.gradient_penalty.eval_mode": False},
+        "corrected": {"model.critic.norm": "layer", "loss.regularizer.gradient_penalty.eval_mode": False},
     },
     "s2_mlp_mnist": {
         "norm_eps": {"model.generator.norm_eps": 1e-5},
-        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
+        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
         "fresh_latents": {"training._target_": "wganlab.adversarial.AdversarialModule"},
         "corrected": {
             "model.generator.norm_eps": 1e-5,
-            "loss.lipschitz.norm_over": "image",
+            "loss.regularizer.gradient_penalty.norm_over": "image",
             "training._target_": "wganlab.adversarial.AdversarialModule",
         },
     },
     "s3_cifar_horses": {
         "linear_critic": {"model.critic.output": "linear"},
-        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
-        "corrected": {"model.critic.output": "linear", "loss.lipschitz.norm_over": "image"},
+        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
+        "corrected": {"model.critic.output": "linear", "loss.regularizer.gradient_penalty.norm_over": "image"},
     },
     "s4_anime_faces": {"corrected": {"model.generator.norm_eps": 1e-5}},
 }
@@ -86,7 +86,7 @@ def test_published_settings() -> None:
     assert s1.training._target_.endswith("SharedPass")
     assert s2.training._target_.endswith("ReusedLatents")
     assert s1.model.latent == "uniform"
-    assert all(c.loss.lipschitz.weight == 10 for c in (s1, s2, s3))
+    assert all(c.loss.regularizer.gradient_penalty.weight == 10 for c in (s1, s2, s3))
 
 
 def test_published_networks() -> None:

@@ -80,17 +80,17 @@ def stream(n_critic: int = 2, steps: int = 50, seed: int = 5) -> EndlessStream:
 
 def test_an_endless_stream_never_repeats_and_continues_where_it_was() -> None:
     whole, stopped, resumed = list(stream(steps=80)), stream(steps=80), stream(steps=80)
-    assert len({tuple(point) for batch in whole for point in batch.flatten(0, 1).tolist()}) == 80 * 2 * 3
+    assert len({tuple(point) for batch in whole for point in batch.images.flatten(0, 1).tolist()}) == 80 * 2 * 3
     batches = iter(stopped)
     head = [next(batches) for _ in range(40)]
     resumed.load_state_dict(stopped.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(whole, [*head, *resumed], strict=True))
-    assert not torch.equal(whole[0], next(iter(stream(seed=6))))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, [*head, *resumed], strict=True))
+    assert not torch.equal(whole[0].images, next(iter(stream(seed=6))).images)
 
 
 def test_an_endless_stream_shows_the_same_points_whatever_n_critic() -> None:
     """Five batches of one step may lie in two blocks."""
-    one, five = (torch.cat([b.flatten() for b in stream(n, 100 // n)]) for n in (1, 5))
+    one, five = (torch.cat([b.images.flatten() for b in stream(n, 100 // n)]) for n in (1, 5))
     assert torch.equal(one, five)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.config import source_key
+from wganlab.contracts import Loss, critic_steps
 from wganlab.data import Source, size
 from wganlab.data.stream import BatchStream, EndlessStream
+from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, InvalidValueError
+from wganlab.schema import ConfigError, InvalidValueError, locate
 
 #: How a note on an exception begins that names the config key of the part that raised it.
 RAISED_BY = "raised by the config's "
+NO_LABELS = ": its networks take labels, and the data set has none; choose another of the two"
 
 
 def construct(config: DictConfig, key: str, **extra: Any) -> Any:
@@ -57,14 +60,23 @@ def naming(config: DictConfig, key: str) -> Iterator[None]:
 
 
 def build_module(config: DictConfig, source: Source) -> AdversarialModule:
-    """Networks, objective, constraint and optimizers; weights depend on the seed alone, network by network."""
+    """Networks, loss and optimizers; weights depend on the seed alone, network by network."""
+    loss = build_loss(config)
     torch.manual_seed(2 * config.seed)
-    generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=source.shape)
+    generator = build_generator(config, source.shape)
     torch.manual_seed(2 * config.seed + 1)
-    critic: nn.Module = construct(config, "model.critic", shape=source.shape)
-    rest = {key: config.model[key] for key in config.model if key not in ("generator", "critic")}
-    parts = {"generator": generator, "critic": critic, **rest, **construct(config, "loss")}
-    module: AdversarialModule = construct(config, "training", **parts)
+    critic = build_critic(config, source.shape, loss)
+    module: AdversarialModule = construct(
+        config,
+        "training",
+        generator=generator,
+        critic=critic,
+        latent_dim=config.model.latent_dim,
+        latent=config.model.get("latent", "normal"),
+        loss=loss,
+        averaging=construct(config, "averaging") if config.get("averaging") else None,
+        augmentation=construct(config, "augmentation") if config.get("augmentation") else None,
+    )
     module.shape = tuple(source.shape)
     try:
         module.configure_optimizers()
@@ -73,37 +85,90 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
     return module
 
 
+def build_loss(config: DictConfig) -> Loss:
+    """The parts of ``loss``. Raises ConfigError for a regularizer that is none."""
+    parts = construct(config, "loss")
+    for name, part in (parts.get("regularizer") or {}).items():
+        if not isinstance(part, Regularizer):
+            raise ConfigError(f"loss.regularizer.{name}", ": must be a subclass of wganlab.regularizers.Regularizer")
+        if not (isinstance(part.every, int) and part.every >= 1):
+            raise ConfigError(f"loss.regularizer.{name}.every", f"={part.every}: must be an integer > 0")
+    return Loss(**parts)
+
+
+def build_generator(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
+    """The generator for samples of a shape, with weights from torch's random numbers."""
+    return construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
+
+
+def build_critic(config: DictConfig, shape: tuple[int, ...], loss: Loss) -> nn.Module:
+    """The critic for samples of a shape, as the regularizers prepare it."""
+    critic: nn.Module = construct(config, "model.critic", shape=shape)
+    for name, part in loss.regularizer.items():
+        with naming(config, f"loss.regularizer.{name}"):
+            critic = part.prepare(critic)
+    return critic
+
+
 def trained_config(run: Run, purpose: str) -> DictConfig:
     """The config that a run was trained with. Raises ConfigError where there is none, or no generator was trained."""
     if "model" not in run.config:
         raise ConfigError("run", f"={run.folder}: its .hydra/config.yaml is damaged")
-    if run.choices.get("training") == "fixed_generator":
-        raise ConfigError(
-            "run", f"={run.folder}: its generator was fixed (training=fixed_generator); nothing to {purpose}"
-        )
+    if not trains_generator(run.config):
+        raise ConfigError("run", f"={run.folder}: its generator was fixed, not trained; nothing to {purpose}")
     return OmegaConf.create(run.config)
+
+
+def trains_generator(config: Mapping) -> bool:
+    """Whether a run of this config trains its generator."""
+    return bool(getattr(locate(config["training"]["_target_"]), "trains_generator", True))
 
 
 def generator_steps(config: DictConfig) -> int:
     """The budget in generator steps: ``steps``, or as many as show the critic ``images`` real images."""
     if config.images is None:
         return config.steps
-    return math.ceil(config.images / (config.loss.n_critic * config.batch_size))
+    batches = math.ceil(config.images / config.batch_size)
+    if not config.loss.get("warmup"):
+        return math.ceil(batches / config.loss.n_critic)
+    of_step, steps = critic_steps_of(config), 0
+    while batches > 0:
+        batches -= of_step(steps)
+        steps += 1
+    return steps
 
 
-def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch.device) -> BatchStream:
-    """Read the data, or get ready to draw them."""
+def critic_steps_of(config: DictConfig) -> Callable[[int], int]:
+    """The critic steps of each generator step."""
+    warmup = construct(config, "loss.warmup") if config.loss.get("warmup") else None
+    return critic_steps(config.loss.n_critic, warmup)
+
+
+def images_seen(config: DictConfig, steps: int) -> int:
+    """Real images that the critic has seen after so many generator steps."""
+    return sum(map(critic_steps_of(config), range(steps))) * config.batch_size
+
+
+def open_stream(
+    config: DictConfig, source: Source, device: torch.device, module: AdversarialModule | None = None
+) -> BatchStream:
+    """Read the data, or get ready to draw them; without a module, not for training."""
+    labelled = module is not None and any(module.conditional.values())
+    warmup = None if module is None else module.loss.warmup
     options: dict[str, Any] = {
         "device": device,
         "batch_size": config.batch_size,
-        "n_critic": n_critic,
+        "n_critic": config.loss.n_critic if warmup is None else critic_steps(config.loss.n_critic, warmup),
         "steps": generator_steps(config),
         "seed": config.seed,
+        "labelled": labelled,
     }
     if size(source) is None:
         return EndlessStream(source, **options)
     with naming(config, "dataset"):
         samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    if labelled and labels is None:
+        raise ConfigError("model", NO_LABELS)
     kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
     with naming(config, ""):  # broken files may have left fewer samples than a batch
         return BatchStream(

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 import wganlab
-from wganlab.build import generator_steps
+from wganlab.build import generator_steps, images_seen
 from wganlab.metrics import METRICS, Metric
 from wganlab.runs import Run
 from wganlab.schema import HYDRA_KEYS, is_node, locate
@@ -35,7 +35,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         choice={group: run.choices.get(group, "own") for group in ("dataset", "model", "loss", "training")},
         latent=config["model"].get("latent", "normal"),
         budget=generator_steps(OmegaConf.create(dict(config))),
-        images_seen=step * config["loss"]["n_critic"] * config["batch_size"],
+        images_seen=images_seen(OmegaConf.create(dict(config)), step),
         licence=licence(config["dataset"]["_target_"]),
         tables=list(tables(run, step)),
         status=run.status,
@@ -45,7 +45,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
 
 
 def spelled(node: Mapping[str, Any]) -> str:
-    """A node of a config as the call that it stands for: ``lipschitz.WeightClipping(bound=0.01)``."""
+    """A node of a config as the call that it stands for: ``regularizers.WeightClipping(bound=0.01)``."""
     arguments = [
         f"{key}={spelled(value) if is_node(value) else value}" for key, value in node.items() if key not in HYDRA_KEYS
     ]

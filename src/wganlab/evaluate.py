@@ -91,7 +91,8 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's networks ({reason})") from error
-    stream = open_stream(config, source, module.n_critic, torch.device("cpu"))
+    stream = open_stream(config, source, torch.device("cpu"), module)
+    module.labels = stream.labels
     if stream.fingerprint() != saved["fingerprint"]:
         raise ConfigError(
             "run", f"={checkpoint.parent.parent}: its data set is no longer the one that it was trained on"
@@ -110,7 +111,7 @@ def real_samples(trained: DictConfig, config: DictConfig, stream: BatchStream) -
     if config.dataset:
         changed = OmegaConf.merge(trained, {"dataset": config.dataset, "hold_out": 0, "batch_size": 1})
         validate(changed)  # type: ignore[arg-type]
-        other = open_stream(changed, construct(changed, "dataset"), 1, torch.device("cpu"))  # type: ignore[arg-type]
+        other = open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))  # type: ignore[arg-type]
         return other.fixed_samples(max(2 * config.n, config.images))
     if config.split == "training":
         return None
@@ -126,10 +127,12 @@ def evaluate(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[
     real, fake = protocol.real, module.generate(len(protocol.real), seed=seed)
     if fake.dim() == 4:
         scores["eval/memorisation"] = memorisation(fake, protocol.stream.samples)
+    if module.conditional["critic"]:
+        return scores, fake  # the protocol's real images come without labels
     points = interpolate(real, fake, generator=torch.Generator().manual_seed(seed))
     with evaluation_mode(module.critic):
         scores["critic/wasserstein_estimate"] = (module.critic(real).mean() - module.critic(fake).mean()).item()
-        scores |= inspect(module, real, fake, points)
+        scores |= inspect(module, module.critic, real, fake, points)
     return scores, fake
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import wganlab
 from wganlab.adversarial import sample_latents
+from wganlab.averaging import trained_weights
 from wganlab.build import trained_config
 from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.card import model_card
@@ -88,8 +89,7 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[nn.Module, Any]:
     """
     (generator,) = load_networks(config, checkpoint, "generator")
     saved = read_checkpoint(checkpoint, "checkpoint")
-    prefix = "generator."
-    weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
+    weights = trained_weights(saved["state_dict"], "generator")
     generator.to(dtype_of(weights)).load_state_dict(weights)  # load_networks has rounded what was trained in float64
     return generator.requires_grad_(False), saved
 

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from wganlab import launch
-from wganlab.build import trained_config
+from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import parse
 from wganlab.runs import Run
@@ -64,7 +64,7 @@ class LoadedRun:
 
     @property
     def generator(self) -> nn.Module:
-        """In inference mode, on the CPU. Raises ConfigError when none was trained (training=fixed_generator)."""
+        """In inference mode, on the CPU. Raises ConfigError when none was trained, but a fixed one."""
         trained_config(self.run, "draw")
         return self.networks["generator"]
 
@@ -81,8 +81,7 @@ class LoadedRun:
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Those that were trained, with the checkpoint's weights. Raises ConfigError where it is missing or damaged."""
-        fixed = self.run.choices.get("training") == "fixed_generator"
-        names = ["critic"] if fixed else ["generator", "critic"]
+        names = ["generator", "critic"] if trains_generator(self._config) else ["critic"]
         path = self.run.checkpoint(self.checkpoint)
         return dict(zip(names, load_networks(self._config, path, *names), strict=True))
 

@@ -15,6 +15,7 @@ import yaml
 from wganlab.locks import is_locked
 from wganlab.metrics import METRICS
 from wganlab.schema import ConfigError
+from wganlab.translate import translate
 
 Row = dict[str, float]
 
@@ -54,8 +55,8 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The composed config, interpolations unresolved."""
-        return self._mapping(".hydra/config.yaml", yaml.safe_load)
+        """The composed config in the words of this version, interpolations unresolved."""
+        return translate(self._mapping(".hydra/config.yaml", yaml.safe_load))
 
     @cached_property
     def overrides(self) -> dict[str, str]:

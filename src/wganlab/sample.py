@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
-from wganlab.adversarial import Networks, sample_latents
-from wganlab.build import construct, trained_config
+from wganlab.adversarial import sample_latents
+from wganlab.averaging import trained_weights
+from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call, factory_arguments, parameters
+from wganlab.schema import ConfigError, check_call
 from wganlab.validate import Seed
 
 
@@ -74,15 +75,14 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
     """
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state, known = loaded["state_dict"], {"shape": tuple(loaded["shape"]), "latent_dim": config.model.latent_dim}
+        shape = tuple(loaded["shape"])
         networks: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once
             for name in names:
-                given = {key: known[key] for key in factory_arguments(parameters(Networks)[name].hint)}
-                networks.append(construct(config, f"model.{name}", **given).eval())
-                prefix = f"{name}."
-                weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                networks[-1].load_state_dict(weights)
+                critic = name == "critic"
+                network = build_critic(config, shape, build_loss(config)) if critic else build_generator(config, shape)
+                network.load_state_dict(trained_weights(loaded["state_dict"], name))
+                networks.append(network.eval())
     except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = " and ".join(names)

@@ -2,8 +2,8 @@
 
 Types, ranges and defaults are declared where the value is used, as annotations that pydantic understands
 (``PositiveInt``, ``Literal["batch", "layer"]``, ``Annotated[float, Field(ge=0, lt=1)]``), and nowhere else.
-An annotation that is a protocol with ``__call__`` stands for a factory: the arguments of the call are given by wganlab,
-so the config cannot set them.
+An annotation that is a :class:`Factory` stands for what is built later: wganlab gives its arguments, so that no config
+can set them.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
@@ -58,6 +58,10 @@ class InvalidValueError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.parameter}={self.value}: {self.allowed}"
+
+
+class Factory(Protocol):
+    """Marks a protocol whose ``__call__`` wganlab makes with arguments of its own, which no config can set."""
 
 
 class Parameter(NamedTuple):
@@ -171,7 +175,7 @@ def options(hint: Any) -> tuple[Any, ...]:
 def factory_arguments(hint: Any) -> tuple[str, ...]:
     """Arguments that wganlab passes to what fills a slot: those of the factory protocol that annotates it."""
     for option in options(hint):
-        if getattr(option, "_is_protocol", False) and "__call__" in vars(option):
+        if Factory in getattr(option, "__mro__", ()):
             return tuple(parameters(option.__call__))
     return ()
 

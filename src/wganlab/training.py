@@ -62,7 +62,8 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     trainer.precision_plugin.convert_module(module)  # Lightning would do so after it has loaded a checkpoint
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else None
-    stream = open_stream(config, source, module.n_critic, trainer.strategy.root_device)
+    stream = open_stream(config, source, trainer.strategy.root_device, module)
+    module.labels = stream.labels
     checkpoint = str(last) if saved else None
     if not leads:
         pl.seed_everything(config.seed, verbose=False)
@@ -148,7 +149,7 @@ def announce(config: DictConfig, module: AdversarialModule, stream: BatchStream,
     n = "endless" if stream.batches_per_epoch is None else f"{len(stream.samples):,}"
     samples = f"{n} samples of {'x'.join(map(str, module.shape))}"
     print(
-        f"{trainer.max_steps} generator steps, n_critic {module.n_critic}, batch {config.batch_size}: "
+        f"{trainer.max_steps} generator steps, n_critic {module.loss.n_critic}, batch {config.batch_size}: "
         f"{samples}, generator {generator:.2f} M and "
         f"critic {critic:.2f} M parameters, on {trainer.strategy.root_device}",
         flush=True,

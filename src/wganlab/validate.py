@@ -15,13 +15,17 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from wganlab.accelerator import Precision, check_machine
-from wganlab.adversarial import AdversarialModule, Loss, MakeModule, Networks
-from wganlab.build import build_module, construct, naming
+from wganlab.adversarial import AdversarialModule
+from wganlab.augmentation import Augmentation
+from wganlab.averaging import Averaging
+from wganlab.build import NO_LABELS, build_module, construct, naming
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import source_key, without_hydra
+from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
 from wganlab.schema import (
     ConfigError,
+    Factory,
     check_call,
     factory_arguments,
     group_class,
@@ -34,13 +38,13 @@ from wganlab.schema import (
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class MakeTrainer(Protocol):
+class MakeTrainer(Factory, Protocol):
     """What fills ``accelerator``."""
 
     def __call__(self, *, max_steps: int, folder: str, callbacks: list[Callback], logger: Any) -> Trainer: ...
 
 
-class MakeLogger(Protocol):
+class MakeLogger(Factory, Protocol):
     """What fills ``logger``."""
 
     def __call__(self, *, save_dir: str) -> Any: ...
@@ -58,6 +62,8 @@ class RunConfig:
     logger: MakeLogger | None
     callbacks: Mapping[str, Callback | None]
     extractor: Mapping[str, Any] | None
+    averaging: Averaging | None
+    augmentation: Augmentation | None
     seed: Seed
     steps: PositiveInt
     images: PositiveInt | None
@@ -163,22 +169,33 @@ def check_networks(config: DictConfig, source: Source) -> None:
     """Try networks and losses on tensors without storage: shapes must fit."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = build_module(config, source)
-        scores = check_shapes(module, config, source)
+        labels = check_labels(module, source, config.batch_size)
+        scores = check_shapes(module, config, source, labels)
         if scores is not None:
             check_losses(module, config, scores)
 
 
-def check_shapes(module: AdversarialModule, config: DictConfig, source: Source) -> Tensor | None:
+def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:
+    """Labels without storage for networks that take them, else None. Raises ConfigError for data known to lack them."""
+    if not any(module.conditional.values()):
+        return None
+    with torch.device("cpu"):
+        if hasattr(source, "draw") and source.draw(1, torch.Generator().manual_seed(0))[1] is None:
+            raise ConfigError("model", NO_LABELS)
+    return torch.zeros(n, dtype=torch.long, device="meta")
+
+
+def check_shapes(module: AdversarialModule, config: DictConfig, source: Source, labels: Tensor | None) -> Tensor | None:
     """Scores of the critic at generated samples; None for networks that look at values, which these tensors lack."""
     n = config.batch_size
     try:
         with naming(config, "model.generator"):
-            fake = module.generator(module.latents(n).to("meta"))
+            fake = module.fake(module.latents(n).to("meta"), labels)
         if fake.shape[1:] != tuple(source.shape):
             made, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
             raise ConfigError("model.generator", f": makes samples of {made}, the data set has {wanted}")
         with naming(config, "model.critic"):
-            scores = module.critic(fake)
+            scores = module.scorer(labels)(fake)
     except Exception as error:
         if needs_values(error):
             return None
@@ -201,18 +218,17 @@ def needs_values(error: Exception) -> bool:
 
 
 def check_losses(module: AdversarialModule, config: DictConfig, scores: Tensor) -> None:
-    """Objective and constraint must keep their contracts, as far as tensors without storage can tell."""
+    """The objective must keep its contract, as far as tensors without storage can tell."""
+    objective = module.loss.objective
     for name in ("critic_loss", "generator_loss"):
-        if not callable(getattr(module.objective, name, None)):
+        if not callable(getattr(objective, name, None)):
             raise ConfigError("loss.objective", f": has no method {name}")
-    for name in ("penalty", "project"):
-        if not callable(getattr(module.lipschitz, name, None)):
-            raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.regularizers.Unconstrained")
-    if module.feature_matching and not hasattr(module.critic, "features"):
+    if module.loss.feature_matching and not hasattr(module.critic, "features"):
         raise ConfigError("loss.feature_matching", ": the critic of this model has no features")
+    of_generator = (scores, scores) if getattr(objective, "relativistic", False) else (scores,)
     try:
         with naming(config, "loss.objective"):
-            losses = module.objective.critic_loss(scores, scores), module.objective.generator_loss(scores)
+            losses = objective.critic_loss(scores, scores), objective.generator_loss(*of_generator)
     except Exception as error:
         if needs_values(error):
             return

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
+from wganlab.data.stream import Batch
 from wganlab.files import write_json
 from wganlab.metrics.extractors import Extractor
 from wganlab.metrics.protocol import Protocol
@@ -38,7 +38,7 @@ class Evaluation(Callback):
         write_json(Path(trainer.default_root_dir, "protocol.json"), self.protocol.describe())
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
             module.observed |= self.protocol.scores(module.generate)

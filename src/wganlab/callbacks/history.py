@@ -7,12 +7,11 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.callbacks.divergence import divergence
-from wganlab.data.stream import BatchStream
+from wganlab.data.stream import Batch, BatchStream
 from wganlab.files import write_text
 
 #: The columns of metrics.csv; what an observer adds beyond them stands after.
@@ -59,25 +58,25 @@ class History(Callback):
         self._rewrite(self.restore(Path(trainer.default_root_dir), trainer.global_step))
 
     def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, batch: Batch, batch_idx: int
     ) -> None:
         module.observed.clear()  # what was observed at the step before
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
     ) -> None:
         stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
         per_epoch = stream.batches_per_epoch
-        step, n_critic = trainer.global_step, len(batch)
-        self.epoch_ended = self._ends_epoch(step * n_critic, n_critic, per_epoch)
+        step = trainer.global_step
+        self.epoch_ended = self._ends_epoch(stream.batches, len(batch.images), per_epoch)
         diverged = divergence(trainer, module, self.every)
         if not (diverged or module.observed or self.epoch_ended or is_due(trainer, self.every)):
             return
-        now, images = time.perf_counter(), step * n_critic * stream.batch_size
+        now, images = time.perf_counter(), stream.images_seen
         row = {
             "step": step,
             "images_seen": images,
-            **({"epoch": step * n_critic / per_epoch} if per_epoch else {}),
+            **({"epoch": stream.batches / per_epoch} if per_epoch else {}),
             "seconds": now - self.started,
             "speed/images_per_second": (images - self.last_images) / (now - self.last_time),
             **module.window_means(),
@@ -91,11 +90,11 @@ class History(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({key: row[key] for key in row if key != "step"}, step=trainer.global_step)
 
-    def _ends_epoch(self, batches: int, n_critic: int, per_epoch: int | None) -> bool:
+    def _ends_epoch(self, batches: int, critic_steps: int, per_epoch: int | None) -> bool:
         """Whether this step has seen the end of an epoch that is longer than the steps between rows."""
-        if not per_epoch or per_epoch < self.every * n_critic:
+        if not per_epoch or per_epoch < self.every * critic_steps:
             return False
-        return batches // per_epoch > (batches - n_critic) // per_epoch
+        return batches // per_epoch > (batches - critic_steps) // per_epoch
 
     def state_dict(self) -> dict[str, float]:
         now = time.perf_counter()

@@ -1,6 +1,7 @@
 """Building blocks shared by the networks."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -77,7 +78,7 @@ def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
 
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """Networks in inference mode for a while: running statistics are used and not moved, dropout is off."""
+    """Networks in evaluation mode for a while: running statistics are used and not moved, dropout is off."""
     before = [network.training for network in networks]
     for network in networks:
         network.eval()
@@ -86,6 +87,34 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
     finally:
         for network, training in zip(networks, before, strict=True):
             network.train(training)
+
+
+def takes_labels(network: nn.Module) -> bool:
+    """Whether a network is conditional: its ``forward`` has a parameter ``labels``."""
+    return "labels" in inspect.signature(network.forward).parameters
+
+
+class ImageCritic(nn.Module):
+    """A critic as a function of images alone: labels (batch,) are bound to it, and it sees images augmented."""
+
+    def __init__(
+        self, network: nn.Module, labels: Tensor | None, augmentation: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        super().__init__()
+        self.network, self.augmentation = network, augmentation
+        self.training = network.training
+        self.given = {} if labels is None else {"labels": labels}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.augment(images), **self.given)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Those of a critic that has some."""
+        return self.network.features(self.augment(images), **self.given)  # type: ignore[operator]
+
+    def augment(self, images: Tensor) -> Tensor:
+        """The images that the network sees."""
+        return images if self.augmentation is None else self.augmentation(images)
 
 
 class Dropout(nn.Dropout):

@@ -226,7 +226,7 @@ def histogram(run: Run, colour: str) -> str | None:
     if not path.is_file():
         run.problems.append("checkpoints/last.ckpt is missing")
         return None
-    bound = select(run.config, "loss.lipschitz.bound")
+    bound = select(run.config, "loss.regularizer.weight_clipping.bound")
     try:
         weights = figures.critic_weights(torch.load(path, map_location="cpu", weights_only=True))
         figure = figures.weight_histogram(weights, float(bound) if bound not in (ABSENT, None) else None, colour)
