@@ -12,7 +12,7 @@ from tests.conftest import TINY, wganlab
 from tests.test_report import make_run
 from wganlab.report.claims import decide, read_claims, verdict_table
 from wganlab.report.compare import by_arm, by_protocol, results
-from wganlab.report.page import latex_table, markdown_table
+from wganlab.report.tables import latex_table, markdown_table
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.study import multirun, read_study
@@ -65,9 +65,9 @@ def test_the_opposite_does_not_hold(tmp_path: Path) -> None:
 def test_noise_is_undecided_and_says_how_many_seeds_would_do(tmp_path: Path) -> None:
     values = {"a": [10.0, 30.0, 20.0], "b": [21.0, 20.0, 31.0]}
     (found,) = decide(read_claims([CLAIM], ["a", "b"], "study.yaml"), runs(tmp_path, values))
-    assert found.word == "undecided"
+    assert found.decision == "undecided"
     assert found.more_seeds is not None
-    assert f"about {found.more_seeds} more seed" in found.explained
+    assert f"about {found.more_seeds} more seed" in found.description
     assert "| **undecided" in verdict_table([found])
 
 
@@ -97,7 +97,7 @@ def test_seeds_without_a_partner_and_runs_that_failed_are_left_out(tmp_path: Pat
     (tmp_path / "arms=a,seed=0" / "status.json").write_text(json.dumps({"state": "failed"}))
     (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), find_runs([tmp_path]))
     assert list(one.values) == ["1"]
-    assert one.explained == "undecided (seeds with eval/fid: 1; it takes two)"
+    assert one.description == "undecided (seeds with eval/fid: 1; it takes two)"
     (none,) = decide(read_claims([CLAIM], ["a", "b"], ""), [])
     assert none.measured == "not measured"
 
@@ -121,7 +121,7 @@ def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
     found = runs(tmp_path, values)
     (alone,) = decide(read_claims([CLAIM], ["a", "b"], ""), found)
     among = decide(read_claims([CLAIM] * 4, ["a", "b"], ""), found)
-    assert alone.word == "holds"
+    assert alone.decision == "holds"
     assert among[0].p == pytest.approx(4 * alone.p)
 
 

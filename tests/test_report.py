@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import wganlab
 from wganlab.report.compare import arms, differing_keys, results
-from wganlab.report.page import markdown_table, write_report
+from wganlab.report.page import write_report
+from wganlab.report.tables import markdown_table
 from wganlab.runs import Run, final_and_best, find_runs
 from wganlab.schema import ConfigError
 
@@ -282,7 +283,7 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["loaded"]
     assert seen["rows"] == 3
     assert "completed" in seen["cells"]
-    assert len(seen["figures"]) == 7 + 3, "seven learning curves and three histograms"
+    assert len(seen["figures"]) == 10 + 3, "ten learning curves and three histograms"
     assert min(seen["figures"]) > 100
     assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
 
@@ -302,7 +303,7 @@ def test_clipped_weights_pile_up_at_the_bound(run_of: Callable[[str], Path]) -> 
     import numpy as np
     import torch
 
-    from wganlab.report.figures import critic_weights
+    from wganlab.report.networks import critic_weights
 
     weights = critic_weights(torch.load(run_of("wgan_clip") / "checkpoints" / "last.ckpt", weights_only=True))
     counts, _ = np.histogram(weights, bins=101)

@@ -154,12 +154,23 @@ def resume(arguments: Sequence[str]) -> None:
 
 def study(arguments: Sequence[str]) -> None:
     """Sweep the arms of a study, and compare them."""
-    from wganlab.study import arm_names, find_study, index, multirun, publish, read_study, studies, verdicts
+    from wganlab.study import (
+        arm_names,
+        find_study,
+        index,
+        log_verdicts,
+        multirun,
+        publish,
+        read_study,
+        studies,
+        verdicts,
+    )
 
     if not arguments or arguments[0] in ("-h", "--help", "--list"):
         print(
             "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=\n"
-            "name, compares them, and decides the claims of the study; --index prints all studies' outcomes\n"
+            "name, compares them, and decides the claims of the study; --publish NAME puts the results of its\n"
+            "finished runs into its folder; --index prints all studies' outcomes\n"
         )
         for name, folder in studies().items():
             content = read_study(folder)
@@ -170,10 +181,16 @@ def study(arguments: Sequence[str]) -> None:
     if list(arguments) == ["--index"]:
         print(index(), end="")
         return
-    if flags := [argument for argument in arguments if argument.startswith("-")]:
-        sys.exit(refuse(f"{' '.join(flags)}: a study takes key=value only"))
-    folder = find_study(arguments[0])
-    sweep_arguments, sweep_dir = multirun(folder, arguments[1:])
+    names = [argument for argument in arguments if argument != "--publish"]
+    if flags := [name for name in names if name.startswith("-")]:
+        sys.exit(refuse(f"{' '.join(flags)}: a study takes key=value, or --publish, only"))
+    if not names:
+        sys.exit(refuse("--publish: needs the name of a study"))
+    folder = find_study(names[0])
+    sweep_arguments, sweep_dir = multirun(folder, names[1:])
+    if len(names) < len(arguments):
+        print(*map(os.path.relpath, publish(folder, Path(sweep_dir))), sep="\n")
+        return
     code: int | str | None = 0
     try:
         train(sweep_arguments)
@@ -187,11 +204,11 @@ def study(arguments: Sequence[str]) -> None:
         found = verdicts(folder, runs)
         write_report(runs, Path(sweep_dir), question=read_study(folder)["question"], verdicts=found)
         for verdict in found:
-            print(f"{verdict.explained}: {verdict.claim.says} ({verdict.claim.source})")
+            print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
             print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
         print(compared(runs, sweep_dir))
         if found and any((run.folder / "wandb").is_dir() for run in runs):
-            publish(Path(sweep_dir), runs, found)
+            log_verdicts(Path(sweep_dir), runs, found)
     if code:
         sys.exit(code)
 
@@ -210,15 +227,26 @@ def report(arguments: Sequence[str]) -> None:
         metavar="DIR",
         help="also write tables (Markdown, LaTeX), samples.png and curves (SVG)",
     )
+    parser.add_argument(
+        "--publish",
+        nargs="+",
+        metavar="PAGE",
+        default=[],
+        help="also refresh pages of Markdown: the files beside a page that it links to, and its <!-- table -->",
+    )
     options = one_line_errors(parser).parse_args(arguments)
-    from wganlab.report.page import export, write_report
+    from wganlab.report.page import write_report
+    from wganlab.report.publish import export, publish_page
     from wganlab.runs import find_runs
 
     output = options.output or (options.paths[0] if len(options.paths) == 1 else "report")
     runs = find_runs(options.paths)
     write_report(runs, Path(output))
-    if options.export:
-        export(runs, Path(options.export))
+    pieces = Path(options.export or Path(output, "export"))
+    if options.export or options.publish:
+        export(runs, pieces)
+    for page in options.publish:
+        publish_page(Path(page), pieces)
     print(compared(runs, output))
 
 

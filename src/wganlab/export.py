@@ -22,12 +22,11 @@ from torch import Tensor, nn
 import wganlab
 from wganlab.adversarial import sample_latents
 from wganlab.build import trained_config
-from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.files import write_json, write_text
-from wganlab.runs import Run
+from wganlab.runs import Run, read_checkpoint
 from wganlab.sample import load_networks
 from wganlab.schema import ConfigError, check_call
 

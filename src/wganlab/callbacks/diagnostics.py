@@ -1,7 +1,5 @@
 """What the critic looks like from outside: its slopes and its weights."""
 
-import math
-
 import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
@@ -60,7 +58,9 @@ class CriticDiagnostics(Callback):
             if self.detailed:
                 log_histogram(trainer, "critic/gradient_norms", steepness)
                 module.observed["critic/slope_sd"] = steepness.std().item()
-                module.observed |= inspect(module, real, fake, points)
+                module.observed |= of.critic_report(
+                    module.critic, module.objective, real, fake, points, module.lipschitz.bound
+                )
                 module.observed |= overfitting(trainer, module)
                 if real.dim() == 2:
                     data = module.scaled(trainer.train_dataloader.fixed_samples(2048))  # type: ignore[union-attr]
@@ -87,27 +87,6 @@ def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]
         "critic/training_loss": module.objective.critic_loss(seen, fake).item(),
         "critic/overfitting": (seen.mean() - unseen.mean()).item() / estimate if estimate else 0.0,
     }
-
-
-def inspect(module: AdversarialModule, real: Tensor, fake: Tensor, points: Tensor) -> dict[str, float]:
-    """What ``detailed`` adds, but for held-out samples; of a critic in inference mode."""
-    critic = module.critic
-    lower = max(of.lipschitz_lower_bound(critic, at) for at in (real, fake, points))
-    norms = of.layer_gradient_norms(critic, module.objective, real, fake)
-    at_bound = of.weights_at_bound(critic, module.lipschitz.bound)
-    estimate = (critic(real).mean() - critic(fake).mean()).item()
-    found = {
-        "critic/slope_real": gradient_norms(critic, real).mean().item(),
-        "critic/slope_fake": gradient_norms(critic, fake).mean().item(),
-        "critic/lipschitz_lower": lower,
-        "critic/lipschitz_upper": of.lipschitz_upper_bound(critic),
-        "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,
-        "critic/gradient_growth": of.growth(list(norms.values())),
-        **{f"critic/layer_gradient/{name}": norm for name, norm in norms.items()},
-        **{f"critic/layer_at_bound/{name}": share for name, share in at_bound.items()},
-    }
-    # a bound that there is not, or the growth of no gradient, would be taken for divergence
-    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def log_histogram(trainer: Trainer, key: str, values: Tensor) -> None:

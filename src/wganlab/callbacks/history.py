@@ -14,25 +14,11 @@ from wganlab.callbacks import is_due
 from wganlab.callbacks.divergence import divergence
 from wganlab.data.stream import BatchStream
 from wganlab.files import write_text
+from wganlab.metrics import METRICS
+from wganlab.runs import read_metrics
 
-#: The columns of metrics.csv; what an observer adds beyond them stands after.
-COLUMNS = [
-    "step",
-    "images_seen",
-    "epoch",
-    "seconds",
-    "speed/images_per_second",
-    "critic/loss",
-    "critic/wasserstein_estimate",
-    "critic/penalty",
-    "critic/real_score",
-    "critic/fake_score",
-    "critic/gradient_norm",
-    "critic/weights_at_bound",
-    "generator/loss",
-    "eval/emd",
-    "eval/emd_real",
-]
+#: The columns of every metrics.csv; what an observer adds beyond them stands after.
+COLUMNS = ["step", "images_seen", "epoch", "seconds", *(name for name, metric in METRICS.items() if metric.always)]
 
 
 class History(Callback):
@@ -111,17 +97,14 @@ class History(Callback):
         kept: list[dict[str, str]] = []
         self.rows, self.columns = [], list(COLUMNS)
         if step and self.path.exists():
-            with open(self.path, newline="", errors="replace") as file:
-                for cells in csv.DictReader(file):
-                    try:
-                        row = {key: float(value) for key, value in cells.items() if value != ""}
-                        row |= {key: int(cells[key]) for key in ("step", "images_seen")}
-                    except (TypeError, ValueError, KeyError):
-                        continue  # torn by a full disk
-                    if row["step"] <= step:
-                        kept.append(cells)
-                        self.rows.append(row)
-                        self.columns = list(dict.fromkeys([*self.columns, *cells]))
+            for found in read_metrics(self.path):
+                if found is None:
+                    continue  # torn by a full disk
+                cells, row = found
+                if row["step"] <= step:
+                    kept.append(cells)
+                    self.rows.append(row)
+                    self.columns = list(dict.fromkeys([*self.columns, *cells]))
         return kept
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
@@ -136,8 +119,6 @@ class History(Callback):
         new = [key for key in row if key not in self.columns]
         if new:  # a user's observer: rewrite the file under a longer header
             self.columns += new
-            with open(self.path, newline="") as file:
-                old = list(csv.DictReader(file))
-            self._rewrite(old)
+            self._rewrite([found[0] for found in read_metrics(self.path) if found])
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)

@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from wganlab.runs import Row, Run, final_and_best
+from wganlab.metrics import METRICS, metric_of
+from wganlab.runs import Row, Run, Status, final_and_best
 from wganlab.schema import leaves
 from wganlab.statistics import interval
 
 #: Keys that say how a run is shown, or which of several equals it is, and not what it does.
 IGNORED = re.compile(r"(seed|logger)($|\.)")
 ABSENT = "–"
+NO_CURVES = ("step", "images_seen", "epoch", "seconds", "eval/emd_real")
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -78,6 +80,18 @@ def throughput(rows: Sequence[Row]) -> float | None:
     return last["images_seen"] / last["seconds"] if last.get("seconds") and "images_seen" in last else None
 
 
+def drawn_columns(runs: Sequence[Run]) -> list[str]:
+    """Every column of any metrics.csv that is a curve: scores first, then the rest of the table, then users' own.
+
+    Left out are the columns that curves are drawn against, and that of real samples, a line in the figure of EMD.
+    """
+    found = dict.fromkeys(key for run in runs for row in run.rows for key in row)
+    known = [*METRICS]
+    place = {key: known.index(key) if key in known else len(known) for key in found}
+    columns = [key for key in found if key not in NO_CURVES]
+    return sorted(columns, key=lambda key: (key not in known, metric_of(key).protocol is None, place[key]))
+
+
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A record per run: where it is, what it is, what it came to."""
     records = []
@@ -87,7 +101,7 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
         record = {
             "run": str(run.folder),
             "arm": arm,
-            "state": run.status.get("state"),
+            "state": run.state,
             "seed": run.config.get("seed"),
             "steps": final.get("step"),
             "images_seen": final.get("images_seen"),
@@ -120,7 +134,7 @@ def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         arms.setdefault(record["arm"], []).append(record)
     found = []
     for arm, members in arms.items():
-        completed = [record for record in members if record["state"] == "completed"]
+        completed = [record for record in members if record["state"] == Status.COMPLETED]
         keys = dict.fromkeys(
             key for record in completed for key, value in record.items() if isinstance(value, float | int)
         )
