@@ -18,7 +18,8 @@ from wganlab.metrics import METRICS
 from wganlab.runs import read_metrics
 
 #: The columns of every metrics.csv; what an observer adds beyond them stands after.
-COLUMNS = ["step", "images_seen", "epoch", "seconds", *(name for name, metric in METRICS.items() if metric.always)]
+COLUMNS = ["step", "images_seen", "epoch", "seconds", "speed/images_per_second"]
+COLUMNS += [name for name, metric in METRICS.items() if metric.always]
 
 
 class History(Callback):

@@ -35,9 +35,6 @@ class Metric(NamedTuple):
 
 #: Every metric by its column of metrics.csv, in the order of the columns.
 METRICS = {
-    "speed/images_per_second": Metric(
-        "Real images seen by the critic per second", format=",.0f", always=True
-    ),
     "critic/loss": Metric(
         "Critic loss", "critic loss", "lower", meaning="penalties included; comparable between equal objectives only",
         always=True,
@@ -127,6 +124,7 @@ METRICS = {
     "critic/gradient_growth": Metric("Growth of the gradient norm (decades per layer)"),
     "critic/layer_gradient": Metric("Gradient norm at each layer of the critic, last value"),
     "critic/layer_at_bound": Metric("Share of each layer's weights at the clipping bound, last value"),
+    "speed/images_per_second": Metric("Real images seen by the critic per second", format=",.0f"),
 }  # fmt: skip
 
 

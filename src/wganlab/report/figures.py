@@ -43,7 +43,7 @@ def svg(figure: Figure) -> str:
     """The figure as an <svg> element."""
     text = io.StringIO()
     with mpl.rc_context(STYLE):  # some settings are read when a figure is written
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -166,7 +166,7 @@ def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure 
                 axes.plot([np.mean(values[arm])] * 2, [row - 0.35, row + 0.35], color=colour, lw=1.6)
         axes.set_yticks(range(len(values)), list(values))
         axes.invert_yaxis()
-        axes.set_title(f"{title(metric)}: every run, and means", fontsize=10, loc="left")
+        axes.set_title(f"{metric_of(metric).short_title}: every run, and means", fontsize=10, loc="left")
     return figure
 
 
