@@ -1,4 +1,4 @@
-"""The model card of an exported generator: what it is, how it was trained, what it scores, how to load it."""
+"""The model card of an exported generator: its training, its scores, and how to load it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -65,7 +65,7 @@ def licence(dataset: str) -> str:
     """The licence of a data class, an attribute of it."""
     try:
         return getattr(locate(dataset), "licence", "not stated")
-    except (Exception, SystemExit):  # an import runs whatever code the module holds
+    except (Exception, SystemExit):  # the import of a user's module may raise anything
         return "not stated"
 
 

@@ -27,7 +27,7 @@ from wganlab.regularizers import interpolate
 from wganlab.runs import Run, read_checkpoint
 from wganlab.schema import ConfigError, check_call, check_targets
 
-#: Samples whose nearest training images are shown.
+#: Samples that are shown with their nearest training images.
 SHOWN = 16
 
 

@@ -70,7 +70,7 @@ def final_and_best(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class Run:
-    """A run folder, complete or not. ``problems`` says in plain words what is missing or damaged."""
+    """A run folder, complete or not. ``problems`` are sentences that name missing and damaged files."""
 
     folder: Path
     problems: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Run:
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """What the command line (or the sweep) changed: key -> value."""
+        """The overrides of the command line or the sweep: key -> value."""
         given = self._read(".hydra/overrides.yaml", yaml.safe_load)
         items = [str(item).partition("=") for item in given] if isinstance(given, list) else []
         return {key.lstrip("+~"): value for key, _, value in items}
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def state(self) -> Status:
-        """How far the run is."""
+        """The state in status.json."""
         return self.status["state"]
 
     @cached_property
@@ -128,7 +128,7 @@ class Run:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """How its scores were taken; empty for a run without evaluations, or of an earlier version."""
+        """The protocol of its scores; empty for a run without evaluations."""
         known = (self.folder / "protocol.json").is_file()
         return self._mapping("protocol.json", json.loads) if known else {}
 

@@ -108,7 +108,7 @@ def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
 
 
 def index(folders: Mapping[str, Path] | None = None) -> str:
-    """Every study in a Markdown table: question, verdicts, cost, date and commit, from the verdicts.json beside it."""
+    """All studies in a Markdown table: question, verdicts, cost, date and commit, from their verdicts.json."""
     lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
     for name, folder in (studies() if folders is None else folders).items():
         question = read_study(folder)["question"]
@@ -122,7 +122,7 @@ def index(folders: Mapping[str, Path] | None = None) -> str:
 def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
     """Verdicts, cost, date and commit, as :func:`index` shows them."""
     counts = Counter(claim["verdict"] for claim in found["claims"])
-    verdicts = ", ".join(f"{n} {word}" for word, n in counts.items())
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
     cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
     return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
+"""Checkpoints: the whole state of a run, from which it continues bit for bit."""
 
 import math
 import os
@@ -34,7 +34,7 @@ class Checkpoints(Checkpoint):
     containers only and load with ``torch.load(weights_only=True)``. A state that is not finite is never saved.
     """
 
-    # Lightning calls subclasses of its Checkpoint after all other callbacks: a row of this step is already written.
+    # Lightning calls subclasses of its Checkpoint after all other callbacks, so the row of this step is written before.
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Set all global generators to what :func:`random_state` returned."""
+    """Set all global generators to a state that :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])

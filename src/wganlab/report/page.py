@@ -21,7 +21,7 @@ from wganlab.schema import leaves
 def write_report(
     runs: Sequence[Run], output: Path, *, question: str | None = None, verdicts: Sequence[Verdict] = ()
 ) -> None:
-    """results.csv and index.html in ``output``, each written whole; of a study also verdicts.json and verdicts.md."""
+    """Write results.csv and index.html to ``output``; of a study also verdicts.json and verdicts.md."""
     records = results(runs)
     page = render(runs, records, question=question, verdicts=verdicts)
     output.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def render(
     question: str | None = None,
     verdicts: Sequence[Verdict] = (),
 ) -> str:
-    """The page as one HTML document: images, figures, style and script inside, nothing fetched."""
+    """The page as one HTML document that holds its images, figures, style and script, and fetches nothing."""
     names = arms(runs)
     colours = figures.colours(names)
     tuned = tuning.figure(runs)
@@ -81,7 +81,7 @@ def render(
 
 
 def panel(run: Run, arm: str, colour: str) -> dict[str, Any]:
-    """What the page shows of one run beside its row in the table."""
+    """The samples and the histogram of one run, for the page."""
     return {
         "arm": arm,
         "seed": run.config.get("seed"),
@@ -99,7 +99,7 @@ def describe(runs: Sequence[Run], protocol: str | None) -> str:
 
 
 def title(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """What is compared, and what all runs have in common."""
+    """The arms, and the data set, model and loss that all runs share."""
     common = [group for group in ("dataset", "model", "loss") if len({run.choices.get(group) for run in runs}) == 1]
     shared = ", ".join(f"{runs[0].choices.get(group)}" for group in common if runs[0].choices.get(group))
     different = list(dict.fromkeys(names))
@@ -136,5 +136,5 @@ def seconds_at(run: Run, step: int) -> float:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG file as a URI that needs no file."""
+    """A PNG file as a data: URI."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
