@@ -10,6 +10,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import wganlab
@@ -105,8 +106,8 @@ def test_every_column_is_drawn_and_layers_share_a_figure(tmp_path: Path) -> None
     ]
     drawn = figures.curves(runs, arms(runs))
     assert list(drawn) == ["eval/fid", "critic/loss", "mine/speed of $x$", "a/layers"], "scores first, users' own last"
-    lines = [line.get_ydata() for line in drawn["a/layers"].axes[0].lines]
-    assert [list(line) for line in lines] == [[7, 1], [7, 2]]
+    lines = [np.asarray(line.get_ydata()).tolist() for line in drawn["a/layers"].axes[0].lines]
+    assert lines == [[7, 1], [7, 2]]
     assert [tick.get_text() for tick in drawn["a/layers"].axes[0].get_xticklabels()] == ["1", "2"]
     write_report(runs, tmp_path)
     assert "mine/speed of $x$" in (tmp_path / "index.html").read_text()
@@ -419,7 +420,6 @@ def test_page_fits_its_window(width: int, sweep: Path, tmp_path: Path) -> None:
 
 
 def test_clipped_weights_pile_up_at_the_bound(run_of: Callable[[str], Path]) -> None:
-    import numpy as np
     import torch
 
     from wganlab.report.networks import critic_weights

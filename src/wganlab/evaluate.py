@@ -74,8 +74,9 @@ def evaluate(
     wanted = max(2 * n, images)
     protocol.prepare(stream, real_samples(trained, stream, split, dataset, wanted), split=split_name(split, dataset))
     scores, fake = score(module, protocol, seed)
-    record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": protocol.describe()}
-    path = opened.folder / "evaluation" / f"{checkpoint}_{record['protocol']['id']}.json"
+    taken = protocol.describe()
+    record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
+    path = opened.folder / "evaluation" / f"{checkpoint}_{taken['id']}.json"
     path.parent.mkdir(exist_ok=True)
     if fake.dim() == 4:
         draw_neighbours(fake[:SHOWN], stream, path.with_suffix(".png"))

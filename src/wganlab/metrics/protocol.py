@@ -31,7 +31,7 @@ class Protocol:
     def prepare(self, stream: BatchStream, real: Tensor | None = None, *, split: str = "training") -> None:
         """Choose the real samples, and compute their features. Raises ConfigError for data that the extractor refuses.
 
-        The real samples are those of the stream, or ``real`` (m, *shape), as stored; ``split`` names them in the record.
+        The real samples are those of the stream, or ``real`` (m, *shape), as stored; ``split`` is their name.
         """
         self.stream, self.split = stream, split
         wanted = max(2 * self.n, self.images if self.extractor else 0)
