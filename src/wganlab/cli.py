@@ -111,13 +111,20 @@ def study(arguments: Sequence[str]) -> int | None:
     parser = Parser(prog="wganlab study", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--index", action="store_true")
+    parser.add_argument("--publish", action="store_true")
     for flags in (("--help", "-h"), ("--list",)):
         parser.add_argument(*flags, dest="help", action="store_true")
     options = parser.parse_intermixed_args(list(arguments))
+    if options.publish and not options.overrides:
+        parser.error("--publish: needs the name of a study")
     if options.index:
         print(study.index(), end="")
     elif options.help or not options.overrides:
         print(study.overview())
+    elif options.publish:
+        folder = study.find_study(options.overrides[0])
+        _, where = study.multirun(folder, options.overrides[1:])
+        print(*map(os.path.relpath, study.publish(folder, Path(where))), sep="\n")
     else:
         return study.run(options.overrides[0], options.overrides[1:])
     return 0
@@ -137,15 +144,26 @@ def report(arguments: Sequence[str]) -> None:
         metavar="DIR",
         help="also write tables (Markdown, LaTeX), samples.png and curves (SVG)",
     )
+    parser.add_argument(
+        "--publish",
+        nargs="+",
+        metavar="PAGE",
+        default=[],
+        help="also refresh pages of Markdown: the files beside a page that it links to, and its <!-- table -->",
+    )
     options = parser.parse_args(arguments)
-    from wganlab.report.page import export, write_report
+    from wganlab.report.page import write_report
+    from wganlab.report.publish import export, publish_page
     from wganlab.runs import find_runs
 
     output = options.output or (options.paths[0] if len(options.paths) == 1 else "report")
     runs = find_runs(options.paths)
     write_report(runs, Path(output))
-    if options.export:
-        export(runs, Path(options.export))
+    pieces = Path(options.export or Path(output, "export"))
+    if options.export or options.publish:
+        export(runs, pieces)
+    for page in options.publish:
+        publish_page(Path(page), pieces)
     print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html")
 
 

@@ -1,5 +1,6 @@
 """What conf/model and conf/loss hold: their parts, and by which arguments wganlab builds what is built later."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -86,6 +87,11 @@ class Loss:
     warmup: Warmup | None = None
     schedule: Mapping[str, MakeSchedule] | None = None
     feature_matching: FeatureMatching | None = None
+
+    @property
+    def bound(self) -> float:
+        """The largest magnitude that the regularizers let a critic weight have."""
+        return min((part.bound for part in self.regularizer.values()), default=math.inf)
 
     def active(self, critic_step: int) -> tuple[str, ...]:
         """Names of the regularizers whose penalty is taken at a critic step, counted over the whole run."""

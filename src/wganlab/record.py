@@ -19,7 +19,8 @@ from wganlab.build import generator_steps, naming
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import write_json
 from wganlab.folders import already_holds_a_run, check_same_run, claimed, write_config
-from wganlab.runs import Run
+from wganlab.metrics import objective_of
+from wganlab.runs import Run, Status
 from wganlab.training import fit
 
 #: What a diverged run is worth to a search: large, and finite, since some samplers fail on NaN.
@@ -51,27 +52,27 @@ def train_in(folder: Path, config: DictConfig, *, may_continue: bool) -> float |
             summary = run(config, folder, status, node)
         else:
             print(f"already completed: {os.path.relpath(folder)}", flush=True)
-    value = summary["final"].get("eval/fid", summary["final"].get("eval/emd"))
-    return value if value is None or math.isfinite(value) else DIVERGED
+    objective = objective_of(summary["final"])
+    return None if objective is None else objective[1] if math.isfinite(objective[1]) else DIVERGED
 
 
 def summary_of_completed(folder: Path, status: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
     """The summary of a run that has made its steps, else None."""
-    summary = Run(folder).summary if status.get("state") == "completed" else {}
+    summary = Run(folder).summary if status.get("state") == Status.COMPLETED else {}
     return summary if summary.get("steps", 0) >= steps else None
 
 
 def refuse_to_repeat(status: Mapping[str, Any]) -> None:
     """A sweep that is taken up again after a worker has died does not repeat what has failed by itself."""
     sweep = os.environ.get("WGANLAB_SWEEP")
-    if sweep and status.get("state") == "failed" and status.get("sweep") == sweep:
+    if sweep and status.get("state") == Status.FAILED and status.get("sweep") == sweep:
         raise RuntimeError(status.get("error"))
 
 
 def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: parallel.Node) -> dict[str, Any]:
     """Train, in this process or on ranks of it, and keep status.json at the truth."""
     status: dict[str, Any] = {
-        "state": "running",
+        "state": Status.RUNNING,
         "started": before.get("started") or now(),
         "finished": None,
         "error": None,
@@ -90,11 +91,11 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: paral
     except BaseException as error:
         stopped = isinstance(error, StoppedError | KeyboardInterrupt)
         message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
-        state = {"state": "stopped" if stopped else "failed", "finished": now(), "error": message}
+        state = {"state": Status.STOPPED if stopped else Status.FAILED, "finished": now(), "error": message}
         with suppress(OSError):  # a full disk: what went wrong matters more than its record
             write_json(folder / "status.json", status | state)
         raise
-    write_json(folder / "status.json", status | {"state": "completed", "finished": now()})
+    write_json(folder / "status.json", status | {"state": Status.COMPLETED, "finished": now()})
     print(
         f"completed {summary['steps']} generator steps in {summary['seconds']:.1f} s "
         f"({summary['images_per_second']:,.0f} images/s): {os.path.relpath(folder)}",

@@ -135,8 +135,10 @@ def describe(schema: Mapping[str, Any]) -> str:
 
 def check_value(hint: Any, value: Any, key: str) -> Any:
     """The value as the annotation wants it (an integer becomes a float). Raises ConfigError when it does not fit."""
+    if value == {} and type(None) in get_args(hint):  # the choice of a YAML that holds nothing
+        return value
     if group_class(hint) or factory_arguments(hint):  # filled by a node, not by a value
-        if not value and type(None) in get_args(hint):  # null, or a YAML that holds nothing
+        if value is None and type(None) in get_args(hint):
             return value
         allowed = NODE
     elif (validator := adapter(hint)) is None:

@@ -7,12 +7,14 @@ arm is ``# @package _global_``: it may override whatever conf/train.yaml compose
 import json
 import os
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import PositiveInt
 
 from wganlab.config import conf_dir
 from wganlab.report.claims import Verdict, decide, read_claims
@@ -28,12 +30,14 @@ def settings(
     sweep: Sweep,
     budgets: Mapping[str, Sweep] | None = None,
     claims: Sequence[Mapping[str, Any]] = (),
+    samples_at_epochs: Sequence[PositiveInt] = (),
 ) -> None:
     """The keys of study.yaml and what they may be: its schema.
 
-    ``sweep`` holds what runs unless the command line says otherwise: key -> values, as in a multirun; ``budgets`` are
-    named changes of it, chosen by budget=NAME. ``claims`` are sentences that the runs decide: see
-    :class:`wganlab.report.claims.Claim` for their keys.
+    ``sweep`` is a multirun, key -> values, which the command line may change; ``budgets`` are named changes of it,
+    chosen by budget=NAME. ``claims`` are sentences that the runs decide, with the keys of
+    :class:`wganlab.report.claims.Claim`. ``samples_at_epochs`` are the epochs after which :func:`publish` shows the
+    samples of each run.
     """
 
 
@@ -63,8 +67,8 @@ def arm_names(folder: Path) -> list[str]:
 def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
     """The overrides of the multirun that is a study, with its folder as --config-dir, and the folder of its sweep.
 
-    The command line's values stand before those of study.yaml; ``arms`` are all arms unless it names some.
-    Raises ConfigError for a budget that the study has not.
+    Values of the command line replace those of study.yaml; ``arms`` are all arms unless the command line names some.
+    Raises ConfigError for a budget that the study does not have.
     """
     study = read_study(folder)
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
@@ -102,11 +106,11 @@ def run(name: str, overrides: Sequence[str]) -> int:
     found = verdicts(folder, runs)
     write_report(runs, Path(where), question=read_study(folder)["question"], verdicts=found)
     for verdict in found:
-        print(f"{verdict.explained}: {verdict.claim.says} ({verdict.claim.source})")
+        print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
         print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
     print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(where)}/index.html")
     if found and any((run.folder / "wandb").is_dir() for run in runs):
-        publish(Path(where), runs, found)
+        log_verdicts(Path(where), runs, found)
     return code
 
 
@@ -114,7 +118,8 @@ def overview() -> str:
     """How to run a study, and which there are."""
     lines = [
         "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=",
-        "name, compares them, and decides the claims of the study; --index prints all studies' outcomes",
+        "name, compares them, and decides the claims of the study; --publish NAME puts the results of its",
+        "finished runs into its folder; --index prints all studies' outcomes",
     ]
     for name, folder in studies().items():
         content = read_study(folder)
@@ -125,7 +130,7 @@ def overview() -> str:
 
 
 def read_study(folder: Path) -> dict:
-    """What study.yaml says. Raises ConfigError where it is wrong."""
+    """The content of study.yaml. Raises ConfigError where it is wrong."""
     path = folder / "study.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -139,14 +144,14 @@ def read_study(folder: Path) -> dict:
 
 
 def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
-    """What the runs of a study say of its claims."""
+    """The verdict of each claim of a study, from its runs."""
     return decide(read_claims(read_study(folder).get("claims") or (), arm_names(folder), str(folder)), runs)
 
 
-def index() -> str:
-    """Every study in a Markdown table: question, verdicts, cost, date and commit, from the verdicts.json beside it."""
+def index(folders: Mapping[str, Path] | None = None) -> str:
+    """All studies in a Markdown table: question, verdicts, cost, date and commit, from their verdicts.json."""
     lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
-    for name, folder in studies().items():
+    for name, folder in (studies() if folders is None else folders).items():
         question = read_study(folder)["question"]
         path = folder / "verdicts.json"
         found = json.loads(path.read_text()) if path.is_file() else None
@@ -158,30 +163,52 @@ def index() -> str:
 def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
     """Verdicts, cost, date and commit, as :func:`index` shows them."""
     counts = Counter(claim["verdict"] for claim in found["claims"])
-    verdicts = ", ".join(f"{n} {word}" for word, n in counts.items())
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
     cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
     return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
 
 
-def publish(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
+def publish(folder: Path, sweep_dir: Path) -> list[Path]:
+    """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
+
+    These are the tables, figures and verdicts.md that its README links to, verdicts.json where it has claims, and the
+    lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises ConfigError without runs.
+    """
+    from wganlab.report.page import write_report
+    from wganlab.report.publish import export, fill, publish_page
+
+    runs = find_runs([sweep_dir])
+    study = read_study(folder)
+    pieces = sweep_dir / "export"
+    write_report(runs, pieces, question=study["question"], verdicts=verdicts(folder, runs))
+    export(runs, pieces, samples_at_epochs=study.get("samples_at_epochs") or ())
+    written = publish_page(folder / "README.md", pieces)
+    if (pieces / "verdicts.json").is_file():
+        shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
+        written.append(folder / "verdicts.json")
+    parent = folder.resolve().parent
+    beside = {path.parent.name: path.parent for path in sorted(parent.glob("*/study.yaml"))}
+    if (parent / "README.md").is_file() and fill(parent / "README.md", "studies", index(beside)):
+        written.append(parent / "README.md")
+    return written
+
+
+def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
     """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
     import wandb
 
     from wganlab.loggers import WandbLogger
-    from wganlab.metrics import METRICS
+    from wganlab.report import figures
     from wganlab.report.compare import arms
-    from wganlab.report.figures import learning_curve
 
     logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
     if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):
         return
     columns = ["claim", "source", "number", "wanted", "measured", "seeds", "verdict"]
     rows = [
-        [*(verdict.record()[key] for key in columns[:4]), verdict.measured, len(verdict.values), verdict.explained]
+        [*(verdict.record()[key] for key in columns[:4]), verdict.measured, len(verdict.values), verdict.description]
         for verdict in found
     ]
-    names = arms(runs)
-    curves = {metric: learning_curve(metric, runs, names) for metric in METRICS}
-    images = {metric: wandb.Image(curve) for metric, curve in curves.items() if curve is not None}
+    images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}
     logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), **images})
-    logger.finish({verdict.claim.says: verdict.word for verdict in found}, 0)
+    logger.finish({verdict.claim.says: verdict.decision for verdict in found}, 0)

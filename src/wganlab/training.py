@@ -17,7 +17,7 @@ import wganlab
 from wganlab import loggers, parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct, generator_steps, open_stream
-from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
+from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
 from wganlab.callbacks.interruption import Deaf, Interruption, StoppedError
@@ -26,7 +26,7 @@ from wganlab.config import conf_dir
 from wganlab.data import Source
 from wganlab.data.stream import BatchStream
 from wganlab.files import write_json
-from wganlab.runs import final_and_best
+from wganlab.runs import final_and_best, read_checkpoint
 from wganlab.schema import ConfigError
 
 

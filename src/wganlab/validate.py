@@ -3,7 +3,7 @@
 Nothing here changes the process: no data are read, no folder is made, no setting of torch is touched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -20,7 +20,7 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
 from wganlab.build import NO_LABELS, build_module, construct, naming
 from wganlab.callbacks.compilation import Compile
-from wganlab.config import source_key, without_hydra
+from wganlab.config import compose_config, quote_paths, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
 from wganlab.schema import (
@@ -98,6 +98,20 @@ def validate(config: DictConfig, *, here: bool = True) -> None:
         if not isinstance(callback, Callback | None):
             raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
     check_networks(config, source)
+
+
+def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a command on a trained run: conf/<its name>.yaml with overrides, checked against its signature.
+
+    Raises ConfigError where one is missing or wrong.
+    """
+    name = command.__name__
+    config = compose_config(name, quote_paths(overrides))
+    if OmegaConf.is_missing(config, "run"):
+        raise ConfigError("run", f": is missing; give a run folder, as in wganlab {name} run=PATH")
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    changes = check_call(command, plain, "")
+    return plain | {key: value for key, value in changes.items() if key in plain}
 
 
 def complete(config: DictConfig) -> None:

@@ -1,11 +1,9 @@
 """The critic's gradients and weights, measured during training."""
 
-import math
-
 import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
@@ -62,13 +60,15 @@ class CriticDiagnostics(Callback):
             if self.detailed:
                 log_histogram(trainer, "critic/gradient_norms", norms)
                 module.observed["critic/slope_sd"] = norms.std().item()
-                module.observed |= inspect(module, critic, real, fake, points)
+                module.observed |= of.critic_report(
+                    critic, module.loss.objective, real, fake, points, module.loss.bound
+                )
                 module.observed |= overfitting(trainer, module)
                 if real.dim() == 2:
                     data = module.scaled(trainer.train_dataloader.fixed_samples(2048))  # type: ignore[union-attr]
                     module.observed["critic/value_density"] = of.value_density(critic, points, data)
         weights = torch.cat([weight.detach().flatten() for weight in critic_weights(module.critic).values()])
-        module.observed["critic/weights_at_bound"] = (weights.abs() >= weight_bound(module)).float().mean().item()
+        module.observed["critic/weights_at_bound"] = (weights.abs() >= module.loss.bound).float().mean().item()
 
 
 def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]:
@@ -92,33 +92,6 @@ def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]
         "critic/training_loss": module.loss.objective.critic_loss(seen, fake).item(),
         "critic/overfitting": (seen.mean() - unseen.mean()).item() / estimate if estimate else 0.0,
     }
-
-
-def weight_bound(module: AdversarialModule) -> float:
-    """The largest magnitude that the regularizers let a critic weight have."""
-    return min((part.bound for part in module.loss.regularizer.values()), default=math.inf)
-
-
-def inspect(
-    module: AdversarialModule, critic: nn.Module, real: Tensor, fake: Tensor, points: Tensor
-) -> dict[str, float]:
-    """What ``detailed`` adds, but for held-out samples; of a critic of images alone, in evaluation mode."""
-    lower = max(of.lipschitz_lower_bound(critic, at) for at in (real, fake, points))
-    norms = of.layer_gradient_norms(critic, module.loss.objective, real, fake)
-    at_bound = of.weights_at_bound(critic, weight_bound(module))
-    estimate = (critic(real).mean() - critic(fake).mean()).item()
-    found = {
-        "critic/slope_real": gradient_norms(critic, real).mean().item(),
-        "critic/slope_fake": gradient_norms(critic, fake).mean().item(),
-        "critic/lipschitz_lower": lower,
-        "critic/lipschitz_upper": of.lipschitz_upper_bound(critic),
-        "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,
-        "critic/gradient_growth": of.growth(list(norms.values())),
-        **{f"critic/layer_gradient/{name}": norm for name, norm in norms.items()},
-        **{f"critic/layer_at_bound/{name}": share for name, share in at_bound.items()},
-    }
-    # a bound that there is not, or the growth of no gradient, would be taken for divergence
-    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def log_histogram(trainer: Trainer, key: str, values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Feature extractors: what images look like to a network that was trained to tell their classes apart.
+"""Feature extractors: hidden activations and logits of networks that classify images.
 
 Any object with the attributes and the two methods of :class:`Extractor` is one; name it in a YAML of conf/extractor/.
 """
@@ -22,7 +22,7 @@ BATCH = 256
 
 
 class Extractor(Protocol):
-    """What scores are computed with."""
+    """A network whose features and logits of images are scored."""
 
     #: Whether its classes are those of the data set.
     knows_classes: bool
@@ -82,7 +82,7 @@ class Classifier:
         self.hash = hash_of(*self.network.state_dict().values())
 
     def keep(self, path: Path) -> None:
-        """Write the cache, whole or not at all; a disk that refuses costs the next run a minute, and no more."""
+        """Write the cache atomically. Without it, when the disk is full, the next run trains the classifier again."""
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile(dir=self.cache, suffix=".part", delete=False) as part:
