@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
+from wganlab import torchrun
 from wganlab.accelerator import Precision
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.compilation import Compile
@@ -119,7 +120,8 @@ def check(config: DictConfig, *, here: bool = True) -> None:
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
     if here:
         construct(config, "accelerator", max_steps=1)
-    of = config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1)
+    with objections(config, "accelerator"):
+        of = torchrun.devices(config.accelerator.get("devices", 1))
     if config.batch_size % of:
         raise ConfigError("batch_size", f"={config.batch_size}: must be a multiple of the {of} devices that share it")
     if config.get("extractor"):
@@ -127,7 +129,7 @@ def check(config: DictConfig, *, here: bool = True) -> None:
     for name, callback in construct(config, "callbacks").items():
         if not isinstance(callback, Callback | None):
             raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
-    check_networks(config, source)
+    check_networks(config, source, of)
 
 
 def check_values(plain: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def check_optimizers(config: DictConfig) -> None:
         raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
 
 
-def check_networks(config: DictConfig, source: Source) -> None:
+def check_networks(config: DictConfig, source: Source, devices: int = 1) -> None:
     """Try the networks and the loss on tensors without storage: shapes must fit."""
     n = config.batch_size
     with torch.device("meta"):
@@ -172,7 +174,23 @@ def check_networks(config: DictConfig, source: Source) -> None:
             raise ConfigError("model", f": the networks cannot run at batch_size={n}: {error}") from error
         if scores.shape != (n,):
             raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
+        if devices > 1 and not config.accelerator.get("sync_batchnorm"):
+            check_local_batch(module, n, devices)
         check_loss(module, scores)
+
+
+def check_local_batch(module: AdversarialModule, batch_size: int, devices: int) -> None:
+    """The networks must run on one device's images, too: batch norm cannot normalise a single vector."""
+    n = batch_size // devices
+    try:
+        module.critic(module.generator(module.latents(n).to("meta")))
+    except (ValueError, RuntimeError) as error:
+        if n > 1:
+            message = f"the networks cannot run on the {n} images of each of the {devices} devices: {error}"
+        else:
+            message = f"leaves one image to each of the {devices} devices, and batch norm needs two; "
+            message += f"must be at least {2 * devices}, or accelerator.sync_batchnorm=true"
+        raise ConfigError("batch_size", f"={batch_size}: {message}") from error
 
 
 def check_loss(module: AdversarialModule, scores: Tensor) -> None:

@@ -4,10 +4,13 @@ import argparse
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGUSR2, raise_signal
 from typing import Any
+
+from wganlab.torchrun import defer_to_rank_zero, is_further_rank, joined, place
 
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
 
@@ -36,8 +39,8 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
 
     from wganlab.callbacks.interruption import StoppedError
     from wganlab.launch import WORST, train
-    from wganlab.parallel import is_submitit
     from wganlab.search import is_search
+    from wganlab.torchrun import is_submitit
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
@@ -47,7 +50,7 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
             raise
         raise RuntimeError(f"sys.exit({error.code})") from error
     except Exception as error:
-        if not in_sweep:
+        if not in_sweep or place():  # ranks share their jobs: none of them goes on alone
             sys.exit(explain(error))  # before Hydra adds lines of its own
         if isinstance(error, FloatingPointError) and is_search(HydraConfig.get()):
             refuse(str(error))  # to a search that is a result
@@ -56,7 +59,7 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
             refuse(str(error))
             if is_submitit(error.number):  # the run is saved; now it may be queued again
                 raise_signal(error.number)
-            raise KeyboardInterrupt(error.code) from error
+            raise KeyboardInterrupt(error.exit_code) from error
         raise  # the other jobs go on
 
 
@@ -78,7 +81,7 @@ def train(arguments: Sequence[str]) -> None:
         sweep_what_depends,
     )
     from wganlab.schema import ConfigError
-    from wganlab.search import check_plugins, continued, is_search, runs_elsewhere
+    from wganlab.search import check_plugins, check_ranks, continued, is_search, runs_elsewhere
 
     options = one_line_errors(get_args_parser()).parse_args(list(arguments))
     if options.config_path or options.experimental_rerun or (options.resolve and not options.cfg):
@@ -95,6 +98,7 @@ def train(arguments: Sequence[str]) -> None:
             overrides = fix_sweep_dir(name_jobs_by_what_varies(overrides), **where)
             hydra_node = compose_sweep(overrides, **where).hydra
             check_plugins(hydra_node, overrides)
+            check_ranks(hydra_node)
         for config in jobs(overrides, multirun=options.multirun, folders=folders, **where):
             from wganlab.build import check  # imports for seconds: only once the command line is known to compose
 
@@ -106,6 +110,9 @@ def train(arguments: Sequence[str]) -> None:
             arguments = [*flags, *sweep_what_depends(overrides, **where)]
     elif options.cfg or options.info:
         forget_defaults_of_plugins()
+    if is_further_rank():  # the run's folder is rank zero's: what Hydra writes here is for nobody
+        key = "hydra.sweep.dir" if options.multirun else "hydra.run.dir"
+        arguments = [*arguments, f"{key}={tempfile.mkdtemp(prefix='wganlab-')}"]
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, so that main() can word them
     launch = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)
@@ -120,7 +127,12 @@ def train(arguments: Sequence[str]) -> None:
         return
     from wganlab.sweeps import run_sweep
 
-    if code := run_sweep(launch, folders):
+    code = run_sweep(launch, folders)
+    if place():
+        from wganlab.parallel import broadcast_object
+
+        code = broadcast_object(code)
+    if code:
         sys.exit(code)
 
 
@@ -179,7 +191,7 @@ def study(arguments: Sequence[str]) -> None:
         train(sweep_arguments)
     except SystemExit as incomplete:  # what there is of a study is worth a page, too
         code = incomplete.code
-    if any(Path(sweep_dir).rglob("metrics.csv")):
+    if not is_further_rank() and any(Path(sweep_dir).rglob("metrics.csv")):
         from wganlab.report.page import write_report
         from wganlab.runs import find_runs
 
@@ -286,8 +298,11 @@ def main() -> None:
     command = COMMANDS.get(arguments[0])
     if command is None:
         sys.exit(refuse(f"unknown command {arguments[0]}: allowed are {', '.join(COMMANDS)}"))
+    if place() and arguments[0] not in ("train", "study"):
+        sys.exit(refuse(f"{arguments[0]}: runs in one process; torchrun and srun are for train and study"))
     try:
-        command(arguments[1:])
+        with joined():
+            command(arguments[1:])
     except KeyboardInterrupt as error:
         sys.exit(error.args[0] if error.args else 130)
     except Exception as error:
@@ -296,11 +311,12 @@ def main() -> None:
 
 def explain(error: Exception) -> int:
     """Word an error in one line where that says all; returns the exit code. Others are raised again."""
+    defer_to_rank_zero()
     # by name: the classes live in modules that take long to import
     family = type(error).__module__.partition(".")[0]
     if type(error).__name__ == "StoppedError":
         refuse(str(error))
-        return int(error.code)  # type: ignore[attr-defined]
+        return int(error.exit_code)  # type: ignore[attr-defined]
     if type(error).__name__ == "ConfigError" or family in ("hydra", "omegaconf", "yaml"):
         return refuse(" ".join(str(error).split()))
     if isinstance(error, FloatingPointError | OSError) or type(error).__name__ == "BusyError":

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wganlab.locks import is_locked
 from wganlab.schema import ConfigError, leaves, locate
+from wganlab.torchrun import is_further_rank
 
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200
@@ -207,18 +208,11 @@ def jobs(
         if job_name in names:  # ${now:...} in the base may differ between jobs that are composed one after the other
             raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {job_name}")
         names.add(job_name)
-        if not is_further_node(config):  # there the first one may have begun
+        if not is_further_rank():  # rank zero may have begun
             check_folder(base / job_name, without_hydra(config), multirun)
         if folders is not None and config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             folders.append(base / job_name)
         yield without_hydra(config)
-
-
-def is_further_node(config: Mapping) -> bool:
-    """Whether this is a machine of a run on several, and not the first."""
-    accelerator = config.get("accelerator") or {}
-    number = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", "0"))
-    return accelerator.get("nodes", 1) != 1 and number != "0"
 
 
 def job_folder(config: DictConfig, multirun: bool) -> tuple[Path, str]:
@@ -260,7 +254,7 @@ def check_same_job(folder: Path, new: Mapping, key: str) -> None:
     for name in [*before, *after]:
         was, wanted = before.get(name, "absent"), after.get(name, "absent")
         raised = name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was
-        if raised and not is_further_node(new) and is_locked(folder):
+        if raised and not is_further_rank() and is_locked(folder):
             raise ConfigError(name, f"={wanted}: cannot be raised now: {folder} is being worked on by another process")
         if was == "absent" and is_default(new, name, wanted):
             continue  # of a version that did not have the key yet

@@ -13,9 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wganlab import loggers, parallel
-from wganlab.accelerator import backend
-from wganlab.build import check, generator_steps, objections
+from wganlab import loggers, parallel, torchrun
+from wganlab.build import check, generator_steps
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import write_json, write_text
 from wganlab.locks import locked
@@ -37,11 +36,17 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     check(config)
-    with objections(config, "accelerator"):
-        node = parallel.Node.here(config.accelerator.get("nodes", 1))
-    if node.rank:
-        on_ranks(config, folder, node)
+    with torchrun.joined():
+        if parallel.is_rank_zero():
+            return train_as_rank_zero(config, folder, changed=changed)
+        shared = parallel.broadcast_object(None)  # the folder that rank zero has claimed; None: its run is complete
+        if shared is not None:
+            compute(config, Path(shared))
         return None
+
+
+def train_as_rank_zero(config: DictConfig, folder: Path, *, changed: bool) -> float | None:
+    """Claim the folder, and make its run unless it is complete."""
     with locked(folder):
         status = read_status(folder)
         summary = finished(folder, status, generator_steps(config))
@@ -49,8 +54,9 @@ def train(config: DictConfig, *, changed: bool = False) -> float | None:
             refuse_to_repeat(status)
             if changed:
                 write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-            summary = run(config, folder, status, node)
+            summary = run(config, folder, status)
         else:
+            parallel.broadcast_object(None)
             print(f"already completed: {os.path.relpath(folder)}", flush=True)
     value = summary["final"].get("eval/fid", summary["final"].get("eval/emd"))
     return value if value is None or math.isfinite(value) else WORST
@@ -83,7 +89,7 @@ def refuse_to_repeat(status: Mapping[str, Any]) -> None:
         raise RuntimeError(status.get("error"))
 
 
-def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: parallel.Node) -> dict[str, Any]:
+def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
     """Train, in this process or on ranks of it, and keep status.json at the truth."""
     status: dict[str, Any] = {
         "state": "running",
@@ -97,11 +103,8 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: paral
     write_json(folder / "status.json", status)
     try:
         identity = run_identity(folder) | {"id": status["wandb_id"]}
-        if config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1) == 1:
-            summary = fit(config, folder, identity)
-        else:
-            on_ranks(config, folder, node, identity)
-            summary = json.loads((folder / "summary.json").read_text())
+        parallel.broadcast_object(str(folder))
+        summary = compute(config, folder, identity)
     except BaseException as error:
         stopped = isinstance(error, StoppedError | KeyboardInterrupt)
         message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
@@ -118,18 +121,21 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: paral
     return summary
 
 
-def on_ranks(config: DictConfig, folder: Path, node: parallel.Node, *arguments: Any) -> None:
-    """:func:`fit` on all devices of this node. Raises ChildProcessError where one dies."""
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
-    devices, nodes = config.accelerator.devices, config.accelerator.nodes
-    talk = backend(config.accelerator.accelerator)
+def compute(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """:func:`fit` in this process, or on ranks that it starts. Raises ChildProcessError where a rank dies."""
     try:
-        parallel.launch(fit, resolved, folder, *arguments, devices=devices, node=node, nodes=nodes, backend=talk)
+        if not torchrun.launches(config.accelerator.get("devices", 1)):
+            return fit(config, folder, identity)
+        resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
+        torchrun.launch(fit, resolved, folder, identity, devices=config.accelerator.devices)
+    except torchrun.SignalError as error:
+        raise StoppedError(error.number, "before its first step") from None
     except ChildProcessError as error:
-        saved = (folder / "checkpoints" / "last.ckpt").exists()
-        raise ChildProcessError(
-            f"{error}; {'the last checkpoint is good' if saved else 'nothing was saved'}"
-        ) from error
+        saved = (
+            "the last checkpoint is good" if (folder / "checkpoints" / "last.ckpt").exists() else "nothing was saved"
+        )
+        raise ChildProcessError(f"{error}; {saved}") from error
+    return json.loads((folder / "summary.json").read_text()) if parallel.is_rank_zero() else {}
 
 
 def run_identity(folder: Path) -> dict[str, Any]:
