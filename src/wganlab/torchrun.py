@@ -1,8 +1,8 @@
 """Ranks, the processes that share one run: joined where torchrun or srun has started them, started by torch otherwise.
 
-    with joined(): ...                      # a process of torchrun or srun takes part in the process group; others as ever
-    devices(asked)                          # how many devices share a run, from accelerator.devices and the environment
-    launch(work, *arguments, devices=2)     # call work(*arguments) on ranks of this machine; raises what rank zero raises
+    with joined(): ...                    # be a rank, where torchrun or srun has started this process as one of several
+    devices(asked)                        # how many devices share a run, by accelerator.devices and the environment
+    launch(work, *arguments, devices=2)   # call work(*arguments) on ranks of this machine; raise what rank zero raises
 
 torch is imported only where there are ranks: the command reads its place before it knows what it needs.
 """
@@ -87,7 +87,10 @@ def is_one_per_node(here: Place) -> bool:
 
 
 def devices(asked: int) -> int:
-    """How many devices share a run with ``accelerator.devices=asked``. Raises ValueError when that contradicts torchrun."""
+    """How many devices share a run with ``accelerator.devices=asked``.
+
+    Raises ValueError when torchrun or srun has started another number of processes.
+    """
     here = place()
     if here is None:
         return asked
@@ -96,7 +99,7 @@ def devices(asked: int) -> int:
     if asked not in (1, here.world_size, here.world_size // here.nodes):
         starter = "torchrun" if "RANK" in os.environ else "srun"
         raise ValueError(
-            f"devices={asked}: {starter} has started {here.world_size} processes, one for each device; leave it out"
+            f"devices={asked}: {starter} has started {here.world_size} processes; must be {here.world_size}"
         )
     return here.world_size
 
@@ -107,7 +110,7 @@ def is_submitit(number: int) -> bool:
 
 
 def signals() -> list[int]:
-    """What asks a run to stop: SIGINT and SIGTERM; in a job of submitit its own signal; of torchrun what it passes on."""
+    """What asks a run to stop: SIGINT and SIGTERM; in a job of submitit its signal; on ranks what torch passes on."""
     if place() and (passed_on := os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE")):
         return [signal.Signals[name.strip()] for name in passed_on.split(",")]
     submitit = [number for number in (signal.SIGUSR1, signal.SIGUSR2) if is_submitit(number)]
@@ -125,13 +128,13 @@ def ignore_signals() -> None:
 def joined() -> Iterator[None]:
     """Be a rank of the process group, where torchrun or srun has started this process as one of several.
 
-    A failure of rank zero ends the other ranks with its exit code. A further rank that fails at the same time says
-    nothing. Raises ChildProcessError instead of torch's error where another rank is gone.
+    Further ranks print nothing. A failure of rank zero ends them with its exit code.
     """
     here = place()
     if here is None or _is_initialized():
         yield
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else stack traces of C++ when another rank is gone
     import torch.distributed
 
     _set_master_of_slurm()
@@ -151,9 +154,6 @@ def joined() -> Iterator[None]:
             with suppress(RuntimeError):
                 store.set(ENDED, str(exit_code(error)))
         defer_to_rank_zero()
-        if has_lost_another(error):
-            reason = " ".join(str(error).split())[:200]
-            raise ChildProcessError(f"rank {here.rank} has lost another rank ({reason})") from error
         raise
     finally:
         left.set()
@@ -167,7 +167,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def defer_to_rank_zero() -> None:
-    """On a further rank that has failed: leave it to rank zero to say why, which ends this process when it fails too."""
+    """On a further rank that has failed: let rank zero say why, which ends this process if it has failed too."""
     if is_further_rank() and _is_initialized():
         time.sleep(DEFERENCE)
 
@@ -199,7 +199,7 @@ def _follow(store: Any, left: threading.Event) -> None:
             if not store.check([ENDED]):
                 continue
             code = int(store.get(ENDED))
-        if not left.is_set():
+        if not left.wait(DEFERENCE / 2):  # rank zero says why first: torchrun ends it when it sees another rank end
             os._exit(code)
 
 
@@ -213,8 +213,8 @@ def launch(work: Callable[..., Any], *arguments: Any, devices: int) -> None:
     """Call ``work(*arguments)`` on as many ranks of this machine, and where srun has started a task on each of several
     machines, on all of them; returns when all ranks have returned.
 
-    Raises what rank zero raises, ChildProcessError where another rank fails or one is killed, SignalError where a signal
-    comes before rank zero can act on it. The ranks share the threads of this process, and die with it.
+    Raises what rank zero raises, ChildProcessError where another rank fails or one is killed, and SignalError where a
+    signal comes before rank zero can act on it. The ranks share the threads of this process, and die with it.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -318,8 +318,8 @@ def _work(work: Callable[..., Any], arguments: Sequence[Any], errors: str, threa
         with joined():
             work(*arguments)
     except BaseException as error:
-        if isinstance(error.__cause__, RuntimeError) and isinstance(error, ChildProcessError):
-            time.sleep(DEFERENCE / 2)  # the launcher looks for who has died before it hears of this one
+        if isinstance(error, ChildProcessError):
+            time.sleep(DEFERENCE / 2)  # the launcher is to find the rank that has died before this one
         _record(error, Path(errors, os.environ["RANK"]))
         sys.stdout.flush()
         sys.stderr.flush()

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import wganlab
-from wganlab import loggers, parallel
+from wganlab import loggers, parallel, torchrun
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct, generator_steps, open_stream
 from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
@@ -78,7 +78,7 @@ def open_logger(config: DictConfig, folder: Path) -> Any:
 def observers(
     config: DictConfig, history: History, interruption: Interruption, compilation: Compilation
 ) -> list[pl.Callback]:
-    """The callbacks of a run. Further ranks have those alone that training needs: Checkpoints restores random numbers."""
+    """The callbacks of a run. Further ranks have those alone that change it: Checkpoints restores random numbers."""
     chosen: list[pl.Callback] = [*filter(None, construct(config, "callbacks").values())]
     if parallel.is_rank_zero():
         return [*chosen, compilation, history, ProgressReport(history), interruption]
@@ -109,7 +109,7 @@ def continue_or_begin(
     checkpoint: str | None,
     interruption: Interruption,
 ) -> None:
-    """Lightning's fit, whose ways to leave the process become exceptions. Rank zero takes signals meanwhile."""
+    """Lightning's fit. Its ways to leave the process, and the loss of a rank, become exceptions."""
     try:
         with interruption if parallel.is_rank_zero() else nullcontext():
             trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
@@ -119,6 +119,10 @@ def continue_or_begin(
         if interruption.received is not None:
             raise StoppedError(interruption.received, "before its first step") from error
         raise RuntimeError(f"sys.exit({error.code}) in the middle of training") from error
+    except RuntimeError as error:
+        if torchrun.has_lost_another(error):
+            raise ChildProcessError(f"rank {parallel.rank()} has lost another rank") from error
+        raise
 
 
 def check_continuation(saved: Mapping[str, Any] | None, fingerprint: str) -> None:
