@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from wganlab import torchrun
+from wganlab import environment
 from wganlab.accelerator import Precision
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.compilation import Compile
@@ -121,7 +121,7 @@ def check(config: DictConfig, *, here: bool = True) -> None:
     if here:
         construct(config, "accelerator", max_steps=1)
     with objections(config, "accelerator"):
-        of = torchrun.devices(config.accelerator.get("devices", 1))
+        of = environment.devices(config.accelerator.get("devices", 1))
     if config.batch_size % of:
         raise ConfigError("batch_size", f"={config.batch_size}: must be a multiple of the {of} devices that share it")
     if config.get("extractor"):

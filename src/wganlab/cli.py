@@ -10,7 +10,8 @@ from pathlib import Path
 from signal import SIGUSR2, raise_signal
 from typing import Any
 
-from wganlab.torchrun import defer_to_rank_zero, is_further_rank, joined, place
+from wganlab.environment import is_further_rank, place
+from wganlab.torchrun import defer_to_rank_zero, joined
 
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
 
@@ -38,9 +39,9 @@ def job(config: Any) -> float | None:  # a DictConfig, of a package that is not 
     from hydra.types import RunMode
 
     from wganlab.callbacks.interruption import StoppedError
+    from wganlab.environment import is_submitit
     from wganlab.launch import WORST, train
     from wganlab.search import is_search
-    from wganlab.torchrun import is_submitit
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:

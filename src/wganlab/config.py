@@ -26,9 +26,9 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from wganlab.environment import is_further_rank
 from wganlab.locks import is_locked
 from wganlab.schema import ConfigError, leaves, locate
-from wganlab.torchrun import is_further_rank
 
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wganlab import loggers, parallel, torchrun
+from wganlab import environment, loggers, parallel, torchrun
 from wganlab.build import check, generator_steps
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import write_json, write_text
@@ -124,7 +124,7 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
 def compute(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """:func:`fit` in this process, or on ranks that it starts. Raises ChildProcessError where a rank dies."""
     try:
-        if not torchrun.launches(config.accelerator.get("devices", 1)):
+        if not environment.launches(config.accelerator.get("devices", 1)):
             return fit(config, folder, identity)
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
         torchrun.launch(fit, resolved, folder, identity, devices=config.accelerator.devices)

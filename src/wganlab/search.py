@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from wganlab.environment import place
 from wganlab.locks import locked
 from wganlab.schema import ConfigError, leaves
-from wganlab.torchrun import place
 
 #: Package of Hydra's plugin -> the extra of wganlab that brings it, with versions that work together, and its library.
 EXTRAS = {

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from wganlab import torchrun
+from wganlab import environment
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.checkpoints import Checkpoints
 
@@ -27,7 +27,7 @@ class StoppedError(Exception):
 
 
 class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it last
-    """On the first of :func:`wganlab.torchrun.signals` ends the run after its step; a second SIGINT stops at once.
+    """On the first of :func:`wganlab.environment.signals` ends the run after its step; a second SIGINT stops at once.
 
     A context manager: signals are taken inside the block.
     """
@@ -38,11 +38,12 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
-            self.before = {number: signal.signal(number, self._receive) for number in torchrun.signals()}
+            self.before = {number: signal.signal(number, self._receive) for number in environment.signals()}
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        ends = kind is not None and torchrun.place() is not None  # what ends one rank makes torchrun signal the others
+        # what ends one rank makes torchrun signal the others, while rank zero still says why
+        ends = kind is not None and environment.place() is not None
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_IGN if ends else handler)
 
@@ -71,4 +72,4 @@ class IgnoreSignals(Callback):
     """On further ranks: signals are for rank zero, and Lightning has put handlers of its own."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        torchrun.ignore_signals()
+        environment.ignore_signals()
