@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wganlab.environment import place
+from wganlab.torchrun import defer_to_rank_zero, joined
+
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
 
   wganlab train    train one run, or with -m every combination of a sweep
@@ -205,8 +208,12 @@ def main() -> None:
     command = COMMANDS.get(arguments[0])
     if command is None:
         sys.exit(print_error(f"unknown command {arguments[0]}: allowed are {', '.join(COMMANDS)}"))
+    if place() and arguments[0] not in ("train", "study"):
+        sys.exit(print_error(f"{arguments[0]}: runs in one process; torchrun and srun are for train and study"))
     try:
-        sys.exit(command(arguments[1:]))
+        with joined():
+            code = command(arguments[1:])
+        sys.exit(code)
     except KeyboardInterrupt as error:
         sys.exit(error.args[0] if error.args else 130)
     except Exception as error:
@@ -219,12 +226,13 @@ def report_error(error: Exception) -> int:
     Bad input and a failed run are one line; a bug in a part of the user's is a line that names its config key, and the
     traceback.
     """
+    defer_to_rank_zero()
     # by name: the classes live in modules that take long to import
     family, name = type(error).__module__.partition(".")[0], type(error).__name__
     where = next((note for note in getattr(error, "__notes__", ()) if note.startswith("raised by the config's")), None)
     if name == "StoppedError":
         print_error(str(error))
-        return int(error.code)  # type: ignore[attr-defined]
+        return int(error.exit_code)  # type: ignore[attr-defined]
     if where:
         print_error(f"{name}, {where}")
         traceback.print_exception(error)

@@ -7,7 +7,8 @@ run is :func:`run`, many are :func:`sweep`, a run that goes on is :func:`resume`
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGUSR2, raise_signal
 from typing import Any
@@ -32,9 +33,10 @@ from wganlab.config import (
     split_sweep,
     without_hydra,
 )
+from wganlab.environment import is_further_rank, is_submitit, place
 from wganlab.folders import check_folder, check_same_run, claimed_sweep
 from wganlab.locks import BusyError
-from wganlab.parallel import is_submitit
+from wganlab.parallel import broadcast_object
 from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
@@ -57,13 +59,30 @@ def run(
         return resume(overrides)
     with composer(name, config_dir) as hydra:
         config, folder = plan_run(hydra, overrides)
+        if is_further_rank():  # it works in the folder of rank zero
+            train_in(folder, without_hydra(config), may_continue=True)
+            return folder
         context = hydra.context(config)
         context.callbacks.on_run_start(config=config, config_name=name)
-        done = run_job(job, config, "hydra.run.dir", None, context, configure_logging=configure_logging)
+        with raising_for_all_ranks():
+            done = run_job(job, config, "hydra.run.dir", None, context, configure_logging=configure_logging)
         context.callbacks.on_run_end(config=config, config_name=name, job_return=done)
     if done.status == JobStatus.FAILED:
         raise_failure(done)
     return folder
+
+
+class EndOfAllRanksError(BaseException):
+    """A job has failed that several processes share: no launcher of Hydra's may go on to the next."""
+
+
+@contextmanager
+def raising_for_all_ranks() -> Iterator[None]:
+    """Raise what a job of several ranks has raised."""
+    try:
+        yield
+    except EndOfAllRanksError as end:
+        raise end.args[0] from None
 
 
 def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
@@ -73,7 +92,8 @@ def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Pat
     check_budget(config, overrides)
     folder = fix_folder(config, "hydra.run.dir")
     validate(config)
-    check_folder(folder, without_hydra(config), in_sweep=False)
+    if not is_further_rank():  # rank zero may have begun
+        check_folder(folder, without_hydra(config), in_sweep=False)
     return config, folder
 
 
@@ -119,7 +139,8 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None, name: str 
         jobs = plan_sweep(hydra, overrides)
         context = hydra.context(jobs.master, jobs)
         context.callbacks.on_multirun_start(config=jobs.master, config_name=name)
-        code = jobs.search(context) if search.is_search(jobs.master.hydra) else jobs.launch(context)
+        with raising_for_all_ranks():
+            code = jobs.search(context) if search.is_search(jobs.master.hydra) else jobs.launch(context)
         context.callbacks.on_multirun_end(config=jobs.master, config_name=name)
         return code
 
@@ -131,6 +152,7 @@ def plan_sweep(hydra: Composer, overrides: Sequence[str]) -> "Jobs":
     fixed = [text for text, one in zip(overrides, given, strict=True) if not one.is_sweep_override()]
     master = compose_master(hydra, [*fixed, *names, "hydra.mode=MULTIRUN"])
     search.check_plugins(master.hydra, overrides)
+    search.check_ranks(master.hydra)
     return Jobs(hydra, master, overrides)
 
 
@@ -189,12 +211,18 @@ class Jobs:
             if name in configs:
                 raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {name}")
             configs[name] = without_hydra(config)
-            check_folder(base / name, configs[name], in_sweep=True)
+            if not is_further_rank():  # rank zero may have begun
+                check_folder(base / name, configs[name], in_sweep=True)
         return jobs, configs
 
     def launch(self, context: HydraContext) -> int:
         """Make all jobs by Hydra's launcher; returns the exit code."""
         (jobs, configs), base = self.plan(), Path(self.master.hydra.sweep.dir)
+        if is_further_rank():  # it works in the folders of rank zero
+            for overrides, (name, config) in zip(jobs, configs.items(), strict=True):
+                HydraConfig.instance().set_config(self.load_sweep_config(self.master, overrides))
+                train_in(base / name, config, may_continue=True)
+            return broadcast_object(0)
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=self.master)
         size = self.master.hydra.sweeper.get("max_batch_size") or len(jobs)
 
@@ -205,7 +233,7 @@ class Jobs:
                     raise_failure(done)
 
         with claimed_sweep(base, configs):
-            return run_sweep(launch_all, [base / name for name in configs])
+            return broadcast_object(run_sweep(launch_all, [base / name for name in configs]))
 
     def search(self, context: HydraContext) -> int:
         """Have Hydra's sweeper choose the jobs as it goes; returns the exit code."""
@@ -262,6 +290,8 @@ def job(config: DictConfig) -> float | None:
             raise
         raise RuntimeError(f"sys.exit({error.code})") from error
     except Exception as error:
+        if place():
+            raise EndOfAllRanksError(error) from error
         if not in_sweep:
             raise
         if isinstance(error, FloatingPointError) and search.is_search(hydra):
@@ -271,7 +301,7 @@ def job(config: DictConfig) -> float | None:
             print(f"wganlab: {error}", file=sys.stderr)
             if is_submitit(error.number):  # the run is saved; now it may be queued again
                 raise_signal(error.number)
-            raise KeyboardInterrupt(error.code) from error
+            raise KeyboardInterrupt(error.exit_code) from error
         if not isinstance(error, ONE_LINE):
             traceback.print_exc()
         raise  # the other jobs go on

@@ -13,9 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wganlab import loggers, parallel
-from wganlab.accelerator import backend
-from wganlab.build import generator_steps, naming
+from wganlab import environment, loggers, parallel, torchrun
+from wganlab.build import generator_steps
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import write_json
 from wganlab.folders import already_holds_a_run, check_same_run, claimed, write_config
@@ -33,25 +32,33 @@ def train_in(folder: Path, config: DictConfig, *, may_continue: bool) -> float |
     Where it ``may_continue``, a folder that holds the same run already goes on from its last checkpoint, or from the
     start where there is none; what is complete is left alone. Raises ConfigError for a folder that holds another run
     and BusyError when another process is at work in it; what the run raises is noted in status.json and raised again.
+    Further ranks work in the folder that rank zero has claimed.
     """
-    with naming(config, "accelerator"):
-        node = parallel.Node.here(config.accelerator.get("nodes", 1))
-    if node.rank:
-        on_ranks(config, folder, node)
+    with torchrun.joined():
+        if parallel.is_rank_zero():
+            with claimed(folder):
+                return train_as_rank_zero(folder, config, may_continue=may_continue)
+        shared = parallel.broadcast_object(None)  # the folder; None where its run is complete
+        if shared is not None:
+            compute(config, Path(shared))
         return None
-    with claimed(folder):
-        status = Run(folder).status if (folder / "status.json").exists() else {}
-        if status:
-            if not may_continue:  # somebody else's, begun since the check
-                raise already_holds_a_run(folder)
-            check_same_run(folder, config, "hydra.sweep.dir")
-        summary = summary_of_completed(folder, status, generator_steps(config))
-        if summary is None:
-            refuse_to_repeat(status)
-            write_config(folder, config)
-            summary = run(config, folder, status, node)
-        else:
-            print(f"already completed: {os.path.relpath(folder)}", flush=True)
+
+
+def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) -> float | None:
+    """Make the run of a claimed folder, unless it is complete."""
+    status = Run(folder).status if (folder / "status.json").exists() else {}
+    if status:
+        if not may_continue:  # somebody else's, begun since the check
+            raise already_holds_a_run(folder)
+        check_same_run(folder, config, "hydra.sweep.dir")
+    summary = summary_of_completed(folder, status, generator_steps(config))
+    if summary is None:
+        refuse_to_repeat(status)
+        write_config(folder, config)
+        summary = run(config, folder, status)
+    else:
+        parallel.broadcast_object(None)
+        print(f"already completed: {os.path.relpath(folder)}", flush=True)
     objective = objective_of(summary["final"])
     return None if objective is None else objective[1] if math.isfinite(objective[1]) else DIVERGED
 
@@ -69,7 +76,7 @@ def refuse_to_repeat(status: Mapping[str, Any]) -> None:
         raise RuntimeError(status.get("error"))
 
 
-def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: parallel.Node) -> dict[str, Any]:
+def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
     """Train, in this process or on ranks of it, and keep status.json at the truth."""
     status: dict[str, Any] = {
         "state": Status.RUNNING,
@@ -83,11 +90,8 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: paral
     write_json(folder / "status.json", status)
     try:
         identity = run_identity(folder) | {"id": status["wandb_id"]}
-        if config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1) == 1:
-            summary = fit(config, folder, identity)
-        else:
-            on_ranks(config, folder, node, identity)
-            summary = json.loads((folder / "summary.json").read_text())
+        parallel.broadcast_object(str(folder))
+        summary = compute(config, folder, identity)
     except BaseException as error:
         stopped = isinstance(error, StoppedError | KeyboardInterrupt)
         message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
@@ -104,18 +108,20 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: paral
     return summary
 
 
-def on_ranks(config: DictConfig, folder: Path, node: parallel.Node, *arguments: Any) -> None:
-    """:func:`fit` on all devices of this node. Raises ChildProcessError where one dies."""
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
-    devices, nodes = config.accelerator.devices, config.accelerator.nodes
-    talk = backend(config.accelerator.accelerator)
+def compute(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """:func:`fit` in this process, or on ranks that it starts. Raises ChildProcessError where a rank dies."""
     try:
-        parallel.launch(fit, resolved, folder, *arguments, devices=devices, node=node, nodes=nodes, backend=talk)
+        if not environment.launches(config.accelerator.get("devices", 1)):
+            return fit(config, folder, identity)
+        resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
+        torchrun.launch(fit, resolved, folder, identity, devices=config.accelerator.devices)
+    except torchrun.SignalError as error:
+        raise StoppedError(error.number, "before its first step") from None
     except ChildProcessError as error:
         saved = (folder / "checkpoints" / "last.ckpt").exists()
-        raise ChildProcessError(
-            f"{error}; {'the last checkpoint is good' if saved else 'nothing was saved'}"
-        ) from error
+        what = "the last checkpoint is good" if saved else "nothing was saved"
+        raise ChildProcessError(f"{error}; {what}") from error
+    return json.loads((folder / "summary.json").read_text()) if parallel.is_rank_zero() else {}
 
 
 def run_identity(folder: Path) -> dict[str, Any]:

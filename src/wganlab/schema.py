@@ -37,6 +37,8 @@ FOREIGN = ("torch", "pytorch_lightning", "lightning")
 class ConfigError(Exception):
     """A setting is wrong. The message is one line: the key, its value, and what is allowed."""
 
+    exit_code = 2
+
     def __init__(self, key: str, message: str) -> None:
         super().__init__(key, message)
         self.key, self.message = key, message

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from wganlab.environment import place
 from wganlab.locks import locked
 from wganlab.schema import ConfigError, leaves
 
@@ -44,6 +45,14 @@ def check_plugins(hydra: DictConfig, overrides: Sequence[str]) -> None:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             advice = f"pip install 'wganlab[{extra}]' brings versions that work together"
             raise ConfigError(f"hydra/{key}", f"={choice}: cannot be used here ({reason}); {advice}") from error
+
+
+def check_ranks(hydra: DictConfig) -> None:
+    """Raises ConfigError when torchrun or srun has started this process, and a launcher or sweeper starts others."""
+    for key, basic in (("launcher", "BasicLauncher"), ("sweeper", "BasicSweeper")):
+        if place() and not str(hydra[key]._target_).endswith(basic):
+            choice = hydra.runtime.choices.get(f"hydra/{key}")
+            raise ConfigError(f"hydra/{key}", f"={choice}: under torchrun and srun jobs run one after the other")
 
 
 def runs_elsewhere(hydra: Any) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import PositiveInt
 
 from wganlab.config import conf_dir
+from wganlab.environment import is_further_rank
 from wganlab.report.claims import Verdict, decide, read_claims
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
@@ -100,7 +101,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
     folder = find_study(name)
     arguments, where = multirun(folder, overrides)
     code = sweep(arguments, config_dir=str(folder))
-    if not any(Path(where).rglob("metrics.csv")):
+    if is_further_rank() or not any(Path(where).rglob("metrics.csv")):
         return code
     runs = find_runs([where])
     found = verdicts(folder, runs)

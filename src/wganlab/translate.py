@@ -16,7 +16,7 @@ TARGETS: dict[str, tuple[str, dict[str, str | None]]] = {
         "wganlab.callbacks.diagnostics.CriticDiagnostics",
         {"closely": "detailed"},
     ),
-    "wganlab.accelerator.build_trainer": ("wganlab.accelerator.build_trainer", {"strategy": None}),
+    "wganlab.accelerator.build_trainer": ("wganlab.accelerator.build_trainer", {"strategy": None, "nodes": None}),
 }
 #: What loss.lipschitz held -> the name of the part in loss.regularizer; no part for the neutral element.
 REGULARIZERS: dict[str, str | None] = {

@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 
+from wganlab import environment
 from wganlab.accelerator import Precision, check_machine
 from wganlab.adversarial import AdversarialModule
 from wganlab.augmentation import Augmentation
@@ -84,20 +85,21 @@ def validate(config: DictConfig, *, here: bool = True) -> None:
     check_optimizers(config)
     source = construct(config, "dataset")
     check_size(config, source)
-    devices = config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1)
+    with naming(config, "accelerator"):
+        devices = environment.devices(config.accelerator.devices)
     if config.batch_size % devices:
         allowed = f"must be a multiple of the {devices} devices that share it"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
     if here:
         with naming(config, "accelerator"):
-            check_machine(config.accelerator.accelerator, config.accelerator.precision, devices)
+            check_machine(config.accelerator.accelerator, config.accelerator.precision, config.accelerator.devices)
     if config.extractor:
         construct(config, "extractor")  # before the callback that is given it, to name the right key
     for name in config.callbacks:
         callback = construct(config, f"callbacks.{name}")
         if not isinstance(callback, Callback | None):
             raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
-    check_networks(config, source)
+    check_networks(config, source, devices)
 
 
 def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -179,12 +181,18 @@ def check_size(config: DictConfig, source: Source) -> None:
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
 
 
-def check_networks(config: DictConfig, source: Source) -> None:
-    """Try networks and losses on tensors without storage: shapes must fit."""
+def check_networks(config: DictConfig, source: Source, devices: int) -> None:
+    """Try networks and losses on tensors without storage, of the batch of one device: shapes must fit."""
+    n = config.batch_size if config.accelerator.sync_batchnorm else config.batch_size // devices
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = build_module(config, source)
-        labels = check_labels(module, source, config.batch_size)
-        scores = check_shapes(module, config, source, labels)
+        labels = check_labels(module, source, n)
+        try:
+            scores = check_shapes(module, config, source, n, labels)
+        except ValueError as error:
+            if n == 1 and has_batch_norm(module):
+                raise too_small_for_batch_norm(config.batch_size, devices) from error
+            raise
         if scores is not None:
             check_losses(module, config, scores)
 
@@ -199,9 +207,10 @@ def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | 
     return torch.zeros(n, dtype=torch.long, device="meta")
 
 
-def check_shapes(module: AdversarialModule, config: DictConfig, source: Source, labels: Tensor | None) -> Tensor | None:
-    """Scores of the critic at generated samples; None for networks that look at values, which these tensors lack."""
-    n = config.batch_size
+def check_shapes(
+    module: AdversarialModule, config: DictConfig, source: Source, n: int, labels: Tensor | None
+) -> Tensor | None:
+    """Scores of the critic at n samples; None for networks that look at values, which these tensors lack."""
     try:
         with naming(config, "model.generator"):
             fake = module.fake(module.latents(n).to("meta"), labels)
@@ -213,12 +222,19 @@ def check_shapes(module: AdversarialModule, config: DictConfig, source: Source, 
     except Exception as error:
         if needs_values(error):
             return None
-        if n == 1 and isinstance(error, ValueError) and has_batch_norm(module):
-            raise ConfigError("batch_size", "=1: batch norm takes statistics of a batch; must be at least 2") from error
         raise
     if scores.shape != (n,):
         raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
     return scores
+
+
+def too_small_for_batch_norm(batch_size: int, devices: int) -> ConfigError:
+    """Batch norm takes its statistics over the images of one device, unless it is synchronised."""
+    if devices == 1:
+        return ConfigError("batch_size", f"={batch_size}: batch norm needs two images; must be at least 2")
+    message = f"leaves one image to each of the {devices} devices, and batch norm needs two; "
+    allowed = f"must be at least {2 * devices}, or accelerator.sync_batchnorm=true"
+    return ConfigError("batch_size", f"={batch_size}: {message}{allowed}")
 
 
 def has_batch_norm(module: nn.Module) -> bool:
