@@ -3,14 +3,20 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from tests.isolation import isolated
 from wganlab.config import compose_config, composer, parse, split_sweep, without_hydra
 from wganlab.launch import plan_run, plan_sweep
+
+#: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.
+NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 #: Small budgets that still pass every milestone: rows, samples, evaluations, checkpoints.
 TINY = [
@@ -25,11 +31,56 @@ TINY = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for the session: tests neither read nor write the user's caches and accounts."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for key in [key for key in os.environ if key.startswith(NOT_OURS)]:
+            patch.delenv(key)
+        for key in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "NETRC"):
+            patch.delenv(key, raising=False)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))  # its list of fonts is made once, for all processes
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def isolation(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test depends on those before it: global state is put back, random numbers start at the same point, and the
+    runs that tests share are read, not written."""
+    shared = request.getfixturevalue("sweep").parent if "sweep" in request.fixturenames else None
+    before = files(shared) if shared else {}
+    with isolated():
+        yield
+    changed = before.items() ^ files(shared).items() if shared else set()
+    assert not changed, f"changes the runs that tests share: {sorted({name for name, _ in changed})}"
+
+
+def files(folder: Path) -> dict[str, int]:
+    """All that is in a folder, with the time of its last change."""
+    return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user without W&B account does."""
     command = [sys.executable, "-m", "wganlab", *arguments]
     env = without_account(cwd) | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """The command in the background."""
+    command = [sys.executable, "-m", "wganlab", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, env=without_account(cwd) | environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what} has not come"
+        time.sleep(0.02)
 
 
 def without_account(cwd: Path) -> dict[str, str]:
@@ -96,6 +147,34 @@ def real_data() -> Path:
     if not root:
         pytest.skip("WGANLAB_TEST_DATA does not name a folder with the real data sets")
     return Path(root)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.randomly_reset_seed = False  # isolation seeds, and torch too
+
+
+#: Files of the tests that this process has run, in order.
+RAN: dict[str, None] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails says which files came before it in its process."""
+    RAN[item.nodeid.partition("::")[0]] = None
+    report = yield
+    if report.failed:
+        seed = item.config.getoption("randomly_seed", None)
+        order = "-p no:randomly" if seed in (None, "default") else f"--randomly-seed={seed}"
+        report.sections.append(("to repeat the order of this process", f"python -m pytest {order} {' '.join(RAN)}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    seed = config.getoption("randomly_seed", None)
+    if seed not in (None, "default"):
+        terminalreporter.write_line(f"random order; the same again: make test ARGS='--randomly-seed={seed}'")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,14 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import wganlab, without_account
+from tests.conftest import begin, wait_for, wganlab, without_account
 from wganlab.runs import Run, find_runs
 
 TINY = [
@@ -27,19 +25,6 @@ TINY = [
     "callbacks.evaluation.n=32",
     "callbacks.checkpoints.every=5",
 ]
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"{what} has not come"
-        time.sleep(0.05)
-
-
-def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "wganlab", *arguments]
-    env = without_account(cwd) | environment
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture
@@ -96,8 +81,8 @@ def test_a_job_that_is_preempted_is_queued_again_and_goes_on_from_its_checkpoint
     # submitit's name for the process of a job, and the signal with which a cluster announces pre-emption
     pid = Run(last.parents[1]).status["pid"]
     os.kill(pid, signal.SIGUSR2)
-    output, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, output
+    _, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
     assert Run(last.parents[1]).status["state"] == "completed"
     assert Run(last.parents[1]).status["pid"] != pid
     logs = "".join(path.read_text() for path in (tmp_path / "out/.submitit").rglob("*_log.out"))
@@ -154,9 +139,9 @@ def test_on_slurm_jobs_are_an_array_and_what_is_preempted_is_queued_again(tmp_pa
     wait_for(last.exists, "a checkpoint")
     pid = Run(last.parents[1]).status["pid"]
     os.kill(pid, signal.SIGUSR2)
-    output, _ = run.communicate(timeout=240)
+    _, errors = run.communicate(timeout=240)
     log = (commands / "log").read_text()
-    assert run.returncode == 0, output + log
+    assert run.returncode == 0, errors + log
     assert [run.status["state"] for run in find_runs([tmp_path / "out"])] == ["completed"] * 2
     assert Run(last.parents[1]).status["pid"] != pid
     assert "continuing after generator step" in log

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 
-from tests.conftest import config, wganlab, without_account
+from tests.conftest import begin, config, wait_for, wganlab
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.locks import BusyError, is_locked, locked
 from wganlab.runs import Run
@@ -136,20 +135,8 @@ def test_all_global_generators_are_restored() -> None:
     assert draw() == first
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "wganlab", "train", *overrides]
-    return subprocess.Popen(
-        command, cwd=folder, env=without_account(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def wait_for_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (run / "metrics.csv").exists() and any(row["step"] >= step for row in Run(run).rows):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the run does not get on")
+    wait_for(lambda: (run / "metrics.csv").exists() and any(row["step"] >= step for row in Run(run).rows), "a step")
 
 
 def state(run: Path) -> dict[str, Any]:
@@ -161,7 +148,7 @@ def test_sigkill_and_run_again(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     fit(config(*QUICK, "steps=40"), tmp_path / "whole")
     quick = [override for override in QUICK if override != "logger=csv"]
-    process = start(tmp_path, *quick, "steps=30", "hydra.run.dir=run")
+    process = begin("train", *quick, "steps=30", "hydra.run.dir=run", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 12)
     assert state(tmp_path / "run")["state"] == "running"
     process.send_signal(signal.SIGSTOP)
@@ -198,9 +185,8 @@ def logged_steps(path: Path) -> set[int]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_and_saves(number: int, code: int, tmp_path: Path) -> None:
-    process = start(
-        tmp_path, *QUICK, "steps=100000", "compile=off", "callbacks.checkpoints.every=100000", "hydra.run.dir=run"
-    )
+    endless = ["steps=100000", "compile=off", "callbacks.checkpoints.every=100000", "hydra.run.dir=run"]
+    process = begin("train", *QUICK, *endless, cwd=tmp_path)
     wait_for_step(tmp_path / "run", 8)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -15,11 +15,12 @@ from wganlab.sample import main as sample
 from wganlab.schema import ConfigError
 
 
-def test_sample_writes_grid_images_and_interpolation(sweep: Path, run_of: Callable[[str], Path]) -> None:
+def test_sample_writes_grid_images_and_interpolation(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     """By the command a user types, on a folder of a sweep, whose name has an equals sign."""
-    done = wganlab("sample", "run=out/loss=wgan_gp", "n=9", "interpolations=3", "frames=5", cwd=sweep.parent)
+    shutil.copytree(run_of("wgan_gp"), tmp_path / "out" / "loss=wgan_gp")
+    done = wganlab("sample", "run=out/loss=wgan_gp", "n=9", "interpolations=3", "frames=5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    made = run_of("wgan_gp") / "generated" / "last_seed0_n9"
+    made = tmp_path / "out" / "loss=wgan_gp" / "generated" / "last_seed0_n9"
     assert sorted(path.name for path in made.iterdir()) == ["images", "interpolation.png", "samples.png"]
     assert sorted(path.name for path in (made / "images").iterdir()) == [f"{i:05d}.png" for i in range(9)]
     assert Image.open(made / "images" / "00000.png").size == (28, 28)

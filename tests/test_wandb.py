@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +15,7 @@ import wandb
 import yaml
 from wandb.wandb_agent import Agent
 
-from tests.conftest import TINY, wganlab, without_account
+from tests.conftest import TINY, begin, wait_for, wganlab, without_account
 from tests.test_claims import CLAIM
 from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
@@ -104,26 +104,12 @@ def test_runs_have_different_ids(sweep: Path) -> None:
 
 
 def test_a_killed_run_keeps_its_history(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "wganlab",
-        "train",
-        *TINY,
-        "steps=100000",
-        "compile=off",
-        "log_every=5",
-        "hydra.run.dir=run",
-    ]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    endless = ["steps=100000", "compile=off", "log_every=5", "hydra.run.dir=run"]
+    process = begin("train", *TINY, *endless, cwd=tmp_path)
     run = tmp_path / "run"
-    deadline = time.time() + 60
-    while time.time() < deadline and not ((run / "metrics.csv").exists() and len(rows(run)) > 20):
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_for(lambda: (run / "metrics.csv").exists() and len(rows(run)) > 20, "20 rows")
+    process.kill()
+    process.communicate()
     time.sleep(1)
     written = [int(row["step"]) for row in rows(run)]
     kept = [item["_step"] for item in history(run) if "critic/loss" in item]
@@ -145,22 +131,6 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started = time.perf_counter()
     assert not loggers.reachable("http://127.0.0.1:9")
     assert time.perf_counter() - started < 6
-
-
-def test_a_key_without_a_network_falls_back_to_offline(tmp_path: Path) -> None:
-    account = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    done = wganlab("train", *TINY, "hydra.run.dir=run", cwd=tmp_path, **account)
-    assert done.returncode == 0, done.stderr
-    assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync run/" in done.stdout
-    assert [item["_step"] for item in history(tmp_path / "run")] == [0, 4, 6, 8, 12]
-
-
-@pytest.mark.parametrize("setting", [{"WANDB_API_KEY": "abc"}, {"WANDB_BASE_URL": "garbage"}, {"WANDB_MODE": "bogus"}])
-def test_wrong_settings_do_not_fail_a_run(setting: dict[str, str], tmp_path: Path) -> None:
-    done = wganlab("train", *TINY, "steps=1", "hydra.run.dir=run", cwd=tmp_path, **setting)
-    assert done.returncode == 0, done.stderr
-    assert "W&B is off" in done.stdout
-    assert (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,3 +266,98 @@ def test_a_run_that_a_notebook_has_open_stays_open(tmp_path: Path, monkeypatch: 
         logger.finish(None, 0)
         assert wandb.run is own
         own.log({"still": "open"})
+
+
+#: A key of the form that W&B asks for, and a server that is not there: online but for the network.
+ACCOUNT = {"WANDB_API_KEY": "0123456789" * 4, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+def notebook(script: str, cwd: Path, **environment: str) -> str:
+    """What a script prints that has a function ``train`` for the shortest run there is, and wandb and os."""
+    tiny = [*TINY, "dataset=gaussians8", "model=toy_mlp", "callbacks=none", "steps=1"]
+    tiny = [override for override in tiny if not override.startswith("callbacks.")]
+    beginning = (
+        "import os, sys, wandb, wganlab\n"
+        "settings = wandb.Settings(silent=True, console='off')\n"
+        f"def train(name):\n    return wganlab.train([*{tiny!r}, f'hydra.run.dir={{name}}'])\n"
+    )
+    command = [sys.executable, "-c", beginning + script]
+    env = without_account(cwd) | environment
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_w_and_b_is_afterwards_as_if_it_had_not_been_used(tmp_path: Path) -> None:
+    """What a notebook sets between two runs holds for the second, and for runs of its own."""
+    script = f"""
+hooks = sys.exit, sys.excepthook
+train('first')
+assert 'WANDB_SERVICE' not in os.environ
+assert (sys.exit, sys.excepthook) == hooks
+os.environ.update({ACCOUNT})
+train('second')
+os.environ['WANDB_MODE'] = 'offline'
+with wandb.init(dir='.', settings=settings) as own:
+    own.log({{'a': 1}})
+train('third')
+assert wandb.run is None
+"""
+    said = notebook(script, tmp_path)
+    assert "W&B is offline (no API key); upload later with: wandb sync first/" in said
+    assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync second/" in said
+    assert [item["_step"] for item in history(tmp_path / "second")] == [1]
+    assert "W&B is offline (WANDB_MODE=offline); upload later with: wandb sync third/" in said
+    assert '"a":1' in inspect(tmp_path).replace(" ", "").replace("\\", "")
+
+
+def test_a_run_goes_where_the_session_of_a_notebook_says(tmp_path: Path) -> None:
+    """Logged in by hand, then with runs of its own open: as wandb.run, and beside it."""
+    script = """
+wandb.login(key='0123456789' * 4, host='http://127.0.0.1:9', verify=False)
+session = wandb.setup()
+train('logged_in')
+assert wandb.setup() is session
+assert session.settings.api_key, 'still logged in'
+own = wandb.init(dir='.', mode='offline', settings=settings)
+train('beside')
+assert wandb.run is own
+own.log({'still': 'open'})
+own.finish()
+own = wandb.init(dir='.', mode='offline', settings=settings, reinit='create_new')
+train('beside_another')
+own.log({'still': 'open'})
+own.finish()
+print('own run', own.id)
+"""
+    said = notebook(script, tmp_path)
+    assert "W&B is offline (http://127.0.0.1:9 does not answer); upload later with: wandb sync logged_in/" in said
+    own = said.split()[-1]
+    for name in ("beside", "beside_another"):
+        assert re.search(rf"W&B is offline \(as run \w+, which is open\); upload later with: wandb sync {name}/", said)
+    ids = [begun(tmp_path / name)["run_id"] for name in ("logged_in", "beside", "beside_another")]
+    assert len({*ids, own}) == 4
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2, "the notebook's own"
+
+
+def test_wrong_settings_do_not_fail_a_run(tmp_path: Path) -> None:
+    script = """
+for key, value in (('WANDB_API_KEY', 'abc'), ('WANDB_BASE_URL', 'garbage'), ('WANDB_MODE', 'bogus')):
+    os.environ[key] = value
+    train(key)
+    del os.environ[key]
+"""
+    assert notebook(script, tmp_path).count("W&B is off") == 3
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
+        assert (tmp_path / name / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_a_mode_that_w_and_b_was_set_up_with_holds(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in ACCOUNT.items():
+        monkeypatch.setenv(key, value)
+    wandb.setup(wandb.Settings(mode=mode))
+    assert loggers.choose_mode() == (mode, f"as W&B was set up, mode={mode}")
+    own = wandb.init(mode="disabled")
+    assert loggers.choose_mode() == ("disabled", f"as run {own.id}, which is open")
+    own.finish()

@@ -6,6 +6,7 @@ Imports nothing heavy: the command reads its place before it knows what it needs
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -76,7 +77,7 @@ def is_submitit(number: int) -> bool:
     return str(getattr(signal.getsignal(number), "__module__", "")).startswith("submitit")
 
 
-def signals() -> list[int]:
+def signals() -> Sequence[int]:
     """What asks a run to stop: SIGINT and SIGTERM; in a job of submitit its signal; on ranks what torch passes on."""
     if place() and (passed_on := os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE")):
         return [signal.Signals[name.strip()] for name in passed_on.split(",")]

@@ -4,15 +4,18 @@ import functools
 import math
 import os
 import secrets
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import wandb
 from pytorch_lightning import loggers
+from wandb.sdk import wandb_setup
 
 
 @functools.cache
@@ -31,17 +34,58 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 def choose_mode() -> tuple[Mode, str]:
-    """(mode, reason): WANDB_MODE decides if it is set; else online when a key is present and the server answers."""
+    """(mode, reason): what WANDB_MODE, a run that is open already or the settings of W&B's session ask for, in this
+    order; else online when a key is present and the server answers."""
     wanted = os.environ.get("WANDB_MODE", "")
     if wanted in get_args(Mode):
         return wanted, f"WANDB_MODE={wanted}"  # type: ignore[return-value]
+    current, opened = session(), open_run()
     try:
-        if not wandb.login(prompt=False, verify=False):
+        if opened and (opened.offline or opened.disabled):
+            return "disabled" if opened.disabled else "offline", f"as run {opened.id}, which is open"
+        mode = current.settings.mode if current else "online"
+        if mode in ("offline", "dryrun", "disabled"):
+            return "disabled" if mode == "disabled" else "offline", f"as W&B was set up, mode={mode}"
+        # with a run open W&B refuses to log in, and has done so before
+        if not opened and not wandb.login(prompt=False, verify=False):
             return "offline", "no API key"
         url = wandb.setup().settings.base_url
         return ("online", "") if reachable(url) else ("offline", f"{url} does not answer")
     except Exception as error:  # a malformed key or setting
         return "offline", first_line(error)
+
+
+def session() -> Any:
+    """W&B's state of this process; None before its first use. W&B's public functions would begin one."""
+    found = getattr(wandb_setup, "_singleton", None)
+    return found if found is not None and found._pid == os.getpid() else None
+
+
+def open_run() -> wandb.Run | None:
+    """The run that was begun last in this process and is not finished: wandb.run, or one beside it."""
+    current = session()
+    return (current and current.most_recent_active_run) or wandb.run
+
+
+@contextmanager
+def own_session() -> Iterator[None]:
+    """W&B's session ends afterwards if it began within: a notebook finds W&B as it was.
+
+    W&B reads the environment when a process first uses it, and ignores it from then on. A session that was there
+    before, or in which a run is open, stays.
+    """
+    reachable.cache_clear()  # the network may have changed since the last run
+    if session():
+        yield
+        return
+    hooks = sys.exit, sys.excepthook  # W&B wraps both in each session
+    try:
+        yield
+    finally:
+        if session() and not open_run():
+            with suppress(Exception, SystemExit):  # whatever W&B has against it, the run has ended
+                wandb.teardown()
+            sys.exit, sys.excepthook = hooks
 
 
 def in_agent() -> bool:
@@ -103,7 +147,7 @@ class WandbLogger(loggers.WandbLogger):
                 quiet = wandb.Settings(
                     silent=True, console="off", init_timeout=10, x_transaction_log_flush_interval=0.2
                 )
-                reinit: Any = "create_new" if wandb.run else None
+                reinit: Any = "create_new" if open_run() else None
                 run = wandb.init(**arguments, config=config, settings=quiet, mode=mode, reinit=reinit)
             except Exception as error:  # whatever W&B has against it, the run goes on
                 reason = first_line(error)

@@ -17,6 +17,7 @@ from wganlab import launch
 from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import parse
+from wganlab.loggers import own_session
 from wganlab.runs import Run
 from wganlab.sample import draw, load_networks
 from wganlab.schema import ConfigError
@@ -109,14 +110,14 @@ def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None)
     Interrupting the kernel ends the run after its step, saved: StoppedError. Raises ConfigError before any data are
     read, FloatingPointError when the run diverges, BusyError when another process is at it; never SystemExit.
 
-    Left as they were: working directory, sys.argv, log handlers, Hydra's state, global random numbers. Changed for the
-    process, as by the command: torch's matmul precision and with accelerator.deterministic its kernels, malloc's
-    limits, PL_GLOBAL_SEED, the level of Lightning's loggers and some of its warnings.
+    Left as they were: working directory, sys.argv, log handlers, Hydra's and W&B's state, global random numbers.
+    Changed for the process, as by the command: torch's matmul precision and with accelerator.deterministic its kernels,
+    malloc's limits, PL_GLOBAL_SEED, the level of Lightning's loggers and some of its warnings.
     """
     given = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     if not any(text.startswith("run=") for text in given):
         refuse_sweeps(given)
-    with same_random_numbers():
+    with own_session(), same_random_numbers():
         try:
             return LoadedRun(Run(launch.run(given, config_dir=config_dir)), "last")
         except SystemExit as error:  # of a user's class

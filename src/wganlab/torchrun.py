@@ -59,8 +59,9 @@ def joined() -> Iterator[None]:
 
     _set_master_of_slurm()
     store, *_ = next(torch.distributed.rendezvous("env://", here.rank, here.world_size, timeout=RENDEZVOUS_TIMEOUT))
-    ranks = {"rank": here.rank, "world_size": here.world_size}
-    torch.distributed.init_process_group(store=store, timeout=COLLECTIVE_TIMEOUT, **ranks)
+    torch.distributed.init_process_group(
+        store=store, rank=here.rank, world_size=here.world_size, timeout=COLLECTIVE_TIMEOUT
+    )
     left = threading.Event()
     if here.rank > 0:
         ignore_signals()
