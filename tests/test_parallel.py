@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 from tests.conftest import TINY, config, wganlab, without_account
 from wganlab import environment, parallel
 from wganlab.adversarial import sample_latents
-from wganlab.build import build_module, check, construct
+from wganlab.build import build_module, construct
 from wganlab.data.stream import BatchStream
 from wganlab.networks.layers import Dropout
 from wganlab.regularizers import interpolate
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
+from wganlab.validate import validate
 
 # fp64: Adam divides a gradient by its own size, so that rounding of fp32 soon shows in the third digit
 EXACT = ["dataset=digits", "precision=64-true", "logger=csv", "compile=off", *TINY]
@@ -346,9 +347,9 @@ def test_what_cannot_be_joined_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert environment.devices(1) == environment.devices(4) == 4
     assert not environment.launches(4)
     with pytest.raises(ConfigError, match=r"accelerator.devices=3: torchrun has started 4 processes; must be 4"):
-        check(config("dataset=digits", "accelerator.devices=3"))
+        validate(config("dataset=digits", "accelerator.devices=3"))
     with pytest.raises(ConfigError, match="batch_size=66: must be a multiple of the 4 devices"):
-        check(config("dataset=digits", "batch_size=66"))
+        validate(config("dataset=digits", "batch_size=66"))
 
 
 def test_a_batch_script_of_slurm_is_none_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +367,7 @@ def test_batch_norm_with_one_image_for_each_device_is_refused_before_the_start()
     for arguments, allowed in (([], False), (["accelerator.sync_batchnorm=true"], True), (["batch_size=4"], True)):
         settings = config("dataset=digits", *DDP[:2], "batch_size=2", *arguments)
         with nullcontext() if allowed else pytest.raises(ConfigError, match=wrong):
-            check(settings)
+            validate(settings)
 
 
 def both(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], torch.Tensor]) -> list[torch.Tensor]:

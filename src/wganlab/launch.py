@@ -41,7 +41,7 @@ from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
 from wganlab.sweeps import run_sweep
-from wganlab.validate import validate
+from wganlab.validate import complete, validate
 
 #: Errors whose message says all: no traceback is shown.
 ONE_LINE = (ConfigError, BusyError, FloatingPointError, OSError)
@@ -109,12 +109,15 @@ def resume(overrides: Sequence[str]) -> Path:
         current = f"{budget}={found.config.get(budget)}"
         raise ConfigError(key, f"={changes[key]}: the budget of this run is {current}; raise that")
     config = OmegaConf.create(found.config)
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value, force_add=True)
     before = HydraConfig.instance().cfg
-    HydraConfig.instance().cfg = stored_hydra(found.folder)
+    HydraConfig.instance().cfg = stored_hydra(found.folder)  # for ${hydra:...}
     try:
+        if "model" in config:
+            complete(config)
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value, force_add=True)
         check_same_run(found.folder, config, "run")
+        validate(config)
         train_in(found.folder.absolute(), config, may_continue=True)
     finally:
         HydraConfig.instance().cfg = before
