@@ -158,7 +158,7 @@ def fresh(kind: type[AdversarialModule], **changes: Any) -> AdversarialModule:
     """A small pair with plain SGD of rate 0.1, always with the same weights."""
     torch.manual_seed(0)
     settings = config("loss=wgan_gp", "loss.n_critic=1")
-    networks = {
+    networks: dict[str, Any] = {
         "generator": nn.Linear(3, 2),
         "critic": nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)),
     }

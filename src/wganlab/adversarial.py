@@ -186,7 +186,7 @@ class AdversarialModule(LightningModule):
         if self.loss.schedule:
             schedules = self.lr_schedulers()
             for schedule in schedules if isinstance(schedules, list) else [schedules]:
-                schedule.step()  # type: ignore[union-attr, call-arg]
+                schedule.step()  # type: ignore[union-attr]
         if self.averaging is not None:
             self.averaging.update(self.generator, self.trainer.train_dataloader.images_seen)  # type: ignore[union-attr]
 

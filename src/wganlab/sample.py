@@ -18,6 +18,7 @@ from wganlab.adversarial import sample_latents
 from wganlab.averaging import trained_weights
 from wganlab.build import Seed, build_critic, build_generator, build_loss, trained_config
 from wganlab.config import compose_config, quote_paths, without_hydra
+from wganlab.networks.layers import takes_labels
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_call
@@ -90,7 +91,11 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
 
 
 def draw(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Tensor:
-    """n samples (n, *shape)."""
+    """n samples (n, *shape). Raises ConfigError for a generator that takes labels."""
+    if takes_labels(generator):
+        raise ConfigError(
+            "run", ": its generator takes labels, and none are drawn here; evaluate draws those of its data"
+        )
     return generator(sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random))
 
 
