@@ -160,7 +160,7 @@ BAD = [
     ("+model.n_critic=7", "model.n_critic: unknown key"),
     ("+callbacks.foo._target_=builtins.dict", "callbacks.foo"),
     ("+callbacks.foo._target_=wganlab.objectives.Minimax", "callbacks.foo: must be a Lightning callback"),
-    ("loss.objective._target_=wganlab.regularizers.Unconstrained", "loss.objective: cannot run"),
+    ("loss.objective._target_=wganlab.regularizers.Regularizer", "loss.objective: cannot run"),
     ("loss=gan +loss.regularizer.r._target_=wganlab.objectives.Minimax", "loss.regularizer.r: must be a subclass"),
     ("steps=${foo}", "foo"),
     ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),
