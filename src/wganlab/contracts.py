@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import PositiveInt
 from torch import nn
@@ -15,30 +15,35 @@ from wganlab.regularizers import Regularizer
 Latent = Literal["normal", "uniform"]
 
 
+@runtime_checkable
 class MakeGenerator(Protocol):
     """Builds a generator for samples of one shape."""
 
     def __call__(self, *, latent_dim: int, shape: tuple[int, ...]) -> nn.Module: ...
 
 
+@runtime_checkable
 class MakeCritic(Protocol):
     """Builds a critic for samples of one shape."""
 
     def __call__(self, *, shape: tuple[int, ...]) -> nn.Module: ...
 
 
+@runtime_checkable
 class MakeOptimizer(Protocol):
     """Builds the optimizer of a network's parameters."""
 
     def __call__(self, params: Any) -> Optimizer: ...
 
 
+@runtime_checkable
 class MakeSchedule(Protocol):
     """Builds the learning-rate schedule of an optimizer."""
 
     def __call__(self, optimizer: Optimizer) -> LRScheduler: ...
 
 
+@runtime_checkable
 class Warmup(Protocol):
     """Critic steps in a generator step, counted from 0, where they differ from ``n_critic``."""
 
