@@ -249,7 +249,7 @@ def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Pat
     now = config("logger=csv")
     validate(now)
     before = now.copy()
-    del before.accelerator.nodes, before.callbacks.diagnostics.detailed, before.hold_out
+    del before.accelerator.sync_batchnorm, before.callbacks.diagnostics.detailed, before.hold_out
     OmegaConf.save(before, folder / ".hydra" / "config.yaml")
     check_same_run(folder, now, "run")
     other = config("logger=csv", "hold_out=3")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import PositiveInt
 from torch import nn
@@ -57,6 +57,7 @@ class MakeModule(Factory, Protocol):
     ) -> Any: ...
 
 
+@runtime_checkable
 class Warmup(Protocol):
     """Critic steps in a generator step, counted from 0, where they differ from ``n_critic``."""
 

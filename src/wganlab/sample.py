@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 from wganlab.adversarial import sample_latents
 from wganlab.averaging import trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
+from wganlab.networks.layers import takes_labels
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
@@ -94,7 +95,11 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
 
 @torch.no_grad()
 def draw(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Tensor:
-    """n samples (n, *shape)."""
+    """n samples (n, *shape). Raises ConfigError for a generator that takes labels."""
+    if takes_labels(generator):
+        raise ConfigError(
+            "run", ": its generator takes labels, and none are drawn here; evaluate draws those of its data"
+        )
     return generator(sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random))
 
 

@@ -108,6 +108,7 @@ def compile_gradients(module: AdversarialModule, real: Batch) -> dict[Key, Gradi
     if module.scaler is not None:
         raise ValueError("fp16 losses are scaled by a factor that changes")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
+    torch.compiler.reset()  # gradients of earlier runs of this process count against a limit
     torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
     compiled: dict[Key, GradientsOf] = {}
     for name, active in [*critic_objectives(module), ("generator", ())]:
