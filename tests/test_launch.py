@@ -101,7 +101,7 @@ def test_the_loser_changes_no_byte_of_a_run_or_a_sweep(tmp_path: Path) -> None:
     """Against a run, a sweep and a study that are under way, stopped so that they write nothing."""
     for command, other, folder in (
         (["train", "hydra.run.dir=run"], ["train", "hydra.run.dir=run", "seed=22"], "run"),
-        (["train", "-m", "seed=0,1", "hydra.sweep.dir=s"], ["train", "-m", "seed=1,2", "hydra.sweep.dir=s"], "s"),
+        (["train", "-m", "seed=0,1", "hydra.sweep.dir=s"], ["train", "-m", "seed=0,1", "hydra.sweep.dir=s"], "s"),
     ):
         line = [sys.executable, "-m", "wganlab", *command, *SMALL, "steps=100000", "log_every=10"]
         with subprocess.Popen(line, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL) as first:

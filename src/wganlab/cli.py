@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from wganlab.environment import place
 from wganlab.torchrun import defer_to_rank_zero, joined
@@ -53,18 +53,15 @@ def train(arguments: Sequence[str]) -> int | None:
     for flags in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--shell-completion", "-sc")):
         parser.add_argument(*flags, action="store_true")
     options = parser.parse_intermixed_args(list(arguments))
-    asks = options.help or options.hydra_help or options.version or options.shell_completion or options.info
+    asks = (options.help, options.hydra_help, options.version, options.shell_completion, options.info, options.cfg)
     if options.multirun and (options.cfg or options.info):
         parser.error("--cfg and --info show one job: leave out -m, and for an arm give +arms= and --config-dir")
     if options.resolve and not options.cfg:
         parser.error("--resolve goes with --cfg")
-    if asks:
+    if any(asks):
         ask_hydra(arguments)
         return 0
     where = {"config_dir": options.config_dir, "name": options.config_name}
-    if options.cfg:
-        print_config(options, **where)
-        return 0
     from wganlab.launch import run, sweep
 
     if any(text.startswith("run=") for text in options.overrides):
@@ -77,7 +74,7 @@ def train(arguments: Sequence[str]) -> int | None:
 
 
 def ask_hydra(arguments: Sequence[str]) -> None:
-    """Let Hydra print its help, its view of the config, or the completion of a command line."""
+    """Let Hydra print its help, a composed config, or the completion of a command line."""
     import hydra
 
     from wganlab.config import conf_dir, import_plugins, prefer_own_choices
@@ -85,26 +82,8 @@ def ask_hydra(arguments: Sequence[str]) -> None:
     import_plugins()
     prefer_own_choices()
     sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for report_error() to word them
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(lambda config: None)()
-
-
-def print_config(options: argparse.Namespace, config_dir: str | None, name: str) -> None:
-    """Print the composed config, or a part of it, as YAML."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from wganlab.config import composer, without_hydra
-
-    with composer(name, config_dir) as hydra:
-        config = hydra.compose(options.overrides)
-        HydraConfig.instance().set_config(config)
-        shown: Any = {"job": without_hydra(config), "hydra": OmegaConf.masked_copy(config, "hydra"), "all": config}
-        shown = shown[options.cfg]
-        if options.resolve:
-            OmegaConf.resolve(shown)
-        if options.package and options.package != "_global_":
-            shown = OmegaConf.select(shown, options.package)
-        print(OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else shown, end="" if options.cfg else "\n")
 
 
 def study(arguments: Sequence[str]) -> int | None:

@@ -94,26 +94,35 @@ def write_config(folder: Path, config: DictConfig) -> None:
     write_text(stored / "config.yaml", OmegaConf.to_yaml(config))
 
 
+def check_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
+    """Raises BusyError when another process makes a sweep in a folder, and ``jobs`` are not some of its jobs.
+
+    ``jobs`` are by name of their folders.
+    """
+    if folder.is_dir() and is_locked(folder):
+        record = folder / "sweep.json"
+        under_way = json.loads(record.read_text()) if record.is_file() else {}
+        if not digests(jobs).items() <= under_way.items():
+            raise BusyError(folder)
+
+
 @contextmanager
 def claimed_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> Iterator[None]:
-    """Hold a sweep's folder, in which ``jobs`` run: name of the job's folder -> its config.
+    """Hold a sweep's folder, or join another process in the same jobs, each of which one of the two makes.
 
-    A second process may join in the same jobs, each of which one of the two makes. Raises BusyError for others.
+    Raises BusyError as :func:`check_sweep` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record, path = {name: digest(config) for name, config in jobs.items()}, folder / "sweep.json"
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
+            write_json(folder / "sweep.json", digests(jobs))
         except BusyError:
-            under_way = json.loads(path.read_text()) if path.is_file() else {}
-            if not record.items() <= under_way.items():
-                raise
-        else:
-            write_json(path, record)
+            check_sweep(folder, jobs)
         yield
 
 
-def digest(config: DictConfig) -> str:
-    """A hash of a config."""
-    return hashlib.blake2b(json.dumps(plain(config), sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+def digests(jobs: Mapping[str, DictConfig]) -> dict[str, str]:
+    """A hash of the config of each job, by name of its folder."""
+    contents = {name: json.dumps(plain(config), sort_keys=True, default=str) for name, config in jobs.items()}
+    return {name: hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for name, text in contents.items()}

@@ -34,7 +34,7 @@ from wganlab.config import (
     without_hydra,
 )
 from wganlab.environment import is_further_rank, is_submitit, place
-from wganlab.folders import check_folder, check_same_run, claimed_sweep
+from wganlab.folders import check_folder, check_same_run, check_sweep, claimed_sweep
 from wganlab.locks import BusyError
 from wganlab.parallel import broadcast_object
 from wganlab.record import DIVERGED, train_in
@@ -214,8 +214,10 @@ class Jobs:
             if name in configs:
                 raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {name}")
             configs[name] = without_hydra(config)
-            if not is_further_rank():  # rank zero may have begun
-                check_folder(base / name, configs[name], in_sweep=True)
+        if not is_further_rank():  # rank zero may have begun
+            check_sweep(base, configs)
+            for name, config in configs.items():
+                check_folder(base / name, config, in_sweep=True)
         return jobs, configs
 
     def launch(self, context: HydraContext) -> int:

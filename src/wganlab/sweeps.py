@@ -15,13 +15,9 @@ ATTEMPTS = 2
 def run_sweep(launch: Callable[[], object], folders: Sequence[Path]) -> int:
     """Launch a sweep until every job has completed or failed by itself; returns the exit code.
 
-    Where one has not completed, a table says what became of each. Of sweepers that choose jobs as they go, ``folders``
-    is empty, and what fails is raised.
+    Where one has not completed, a table says what became of each.
     """
-    if not folders:
-        launch()
-        return 0
-    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks its failures, see training.refuse_to_repeat
+    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks its failures, see record.refuse_to_repeat
     without_progress, still_open = 0, len(folders) + 1
     while True:
         failure: Exception | None = None
