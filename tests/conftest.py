@@ -1,5 +1,7 @@
 """Shared fixtures: the real command line in real folders."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from tests.isolation import isolated
+from wganlab.cli import main
 from wganlab.config import compose_config, composer, parse, split_sweep, without_hydra
 from wganlab.launch import plan_run, plan_sweep
 
@@ -67,6 +70,19 @@ def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     command = [sys.executable, "-m", "wganlab", *arguments]
     env = without_account(cwd) | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def in_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command as a function call: seconds faster than a process, for what is refused before a run begins."""
+    code: int | str | None = 0
+    out, err = io.StringIO(), io.StringIO()
+    with isolated(), contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sys.argv = ["wganlab", *arguments]
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+    return subprocess.CompletedProcess(["wganlab", *arguments], int(code or 0), out.getvalue(), err.getvalue())
 
 
 def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:

@@ -1,6 +1,7 @@
 """Global state of the process that a test may change: saved before it, and put back after it."""
 
 import functools
+import gc
 import logging
 import os
 import random
@@ -137,6 +138,7 @@ RESTORED: dict[str, Part] = {
     "working directory": (os.getcwd, os.chdir),
     "sys.argv": (lambda: [*sys.argv], lambda before: setattr(sys, "argv", before)),
     "sys.path": (lambda: ([*sys.path], {*sys.modules}), set_path),
+    "garbage collection": (gc.get_threshold, lambda before: gc.set_threshold(*before)),
     "sys.exit": (lambda: sys.exit, lambda before: setattr(sys, "exit", before)),
     "sys.excepthook": (lambda: sys.excepthook, lambda before: setattr(sys, "excepthook", before)),
     "signal handlers": (

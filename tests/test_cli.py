@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import TINY, wganlab
+from tests.conftest import TINY, in_process, wganlab
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +67,7 @@ def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_ends_with_one_line_and_code_2(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    done = wganlab(*arguments, cwd=tmp_path)
+    done = in_process(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert expected in done.stderr

@@ -3,11 +3,13 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from tests.conftest import TINY, wganlab
+from tests.conftest import TINY, in_process, wganlab
 from wganlab.metrics import METRICS
 from wganlab.runs import Run
 
@@ -64,15 +66,15 @@ def test_the_table_knows_every_column(run: Path) -> None:
         assert format(1.5, metric.format)
 
 
-def evaluate(run: Path, *overrides: str) -> dict:
-    done = wganlab("evaluate", f"run={run}", "n=64", "images=400", *overrides, cwd=run.parent)
+def evaluate(run: Path, *overrides: str, by: Callable[..., CompletedProcess[str]] = in_process) -> dict:
+    done = by("evaluate", f"run={run}", "n=64", "images=400", *overrides, cwd=run.parent)
     assert done.returncode == 0, done.stderr
     path = run.parent / done.stdout.rstrip().rpartition(": ")[2]
     return json.loads(path.read_text())
 
 
 def test_evaluate_scores_a_checkpoint(run: Path) -> None:
-    first, again = evaluate(run), evaluate(run)
+    first, again = evaluate(run, by=wganlab), evaluate(run)
     assert first == again
     assert first["step"] == 12
     assert first["scores"]["eval/fid"] > 0
@@ -113,7 +115,7 @@ def test_evaluate_on_held_out_samples_is_another_protocol(run: Path) -> None:
     ],
 )
 def test_bad_input(overrides: list[str], expected: str, run: Path) -> None:
-    done = wganlab("evaluate", f"run={run}", *overrides, cwd=run.parent)
+    done = in_process("evaluate", f"run={run}", *overrides, cwd=run.parent)
     assert done.returncode == 2
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
@@ -124,10 +126,10 @@ def test_nothing_held_out_and_other_data_are_refused(run: Path, tmp_path: Path) 
     shutil.copytree(run, other)
     path = other / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("hold_out: 300", "hold_out: 200"))
-    done = wganlab("evaluate", f"run={other}", cwd=tmp_path)
+    done = in_process("evaluate", f"run={other}", cwd=tmp_path)
     assert "its data set is no longer the one that it was trained on" in done.stderr
     path.write_text(path.read_text().replace("hold_out: 200", "hold_out: 0"))
-    done = wganlab("evaluate", f"run={other}", "split=held_out", cwd=tmp_path)
+    done = in_process("evaluate", f"run={other}", "split=held_out", cwd=tmp_path)
     assert done.returncode == 2
 
 
@@ -143,14 +145,14 @@ def test_points_have_modes_and_no_features(tmp_path: Path) -> None:
     scores = evaluate(tmp_path / "out")["scores"]
     assert "eval/fid" not in scores
     assert {"eval/modes", "eval/high_quality", "eval/mode_kl", "eval/w2"} <= scores.keys()
-    refused = wganlab("train", *toy, "hold_out=5", cwd=tmp_path)
+    refused = in_process("train", *toy, "hold_out=5", cwd=tmp_path)
     assert refused.returncode == 2
     assert "hold_out=5: the data set is endless" in refused.stderr
 
 
 @pytest.mark.parametrize("hold_out", [1790, 5000])
 def test_too_few_samples_left_to_train_on(hold_out: int, tmp_path: Path) -> None:
-    done = wganlab("train", "dataset=digits", f"hold_out={hold_out}", cwd=tmp_path)
+    done = in_process("train", "dataset=digits", f"hold_out={hold_out}", cwd=tmp_path)
     assert done.returncode == 2
     assert (
         f"must be at most the {max(0, 1797 - hold_out)} samples of the data set less hold_out={hold_out}" in done.stderr

@@ -1,5 +1,6 @@
 """No test depends on those before it: what one changes, the next finds as it was."""
 
+import gc
 import logging
 import os
 import random
@@ -34,6 +35,7 @@ def change_everything(folder: Path) -> None:
     os.chdir(folder)
     sys.argv = ["another"]
     sys.path.insert(0, str(folder))
+    gc.set_threshold(12_345)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.getLogger("pytorch_lightning").setLevel(5)
     logging.getLogger().setLevel(5)

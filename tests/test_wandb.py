@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import wandb
@@ -355,7 +354,7 @@ for key, value in (('WANDB_API_KEY', 'abc'), ('WANDB_BASE_URL', 'garbage'), ('WA
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_a_mode_that_w_and_b_was_set_up_with_holds(
-    mode: Literal["offline", "disabled"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: loggers.Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in ACCOUNT.items():
         monkeypatch.setenv(key, value)
