@@ -91,10 +91,10 @@ class AdversarialModule(LightningModule):
 
     def with_schedules(self, optimizers: Mapping[str, Optimizer]) -> Any:
         """Optimizers as Lightning wants them, with the schedules of their learning rates where there are any."""
-        made = list(optimizers.values())
+        in_order = list(optimizers.values())
         if not self.loss.schedule:
-            return made
-        return made, [make(optimizers[name]) for name, make in self.loss.schedule.items()]
+            return in_order
+        return in_order, [make(optimizers[name]) for name, make in self.loss.schedule.items()]
 
     def on_fit_start(self) -> None:
         self.scaler = getattr(self.trainer.precision_plugin, "scaler", None)

@@ -29,8 +29,8 @@ NO_LABELS = ": its networks take labels, and the data set has none; choose anoth
 def construct(config: DictConfig, key: str, **extra: Any) -> Any:
     """Instantiate a node, or call the factory that it makes with ``extra``. Raises what :func:`naming` raises."""
     with naming(config, key):
-        made = instantiate(OmegaConf.select(config, key), _convert_="all")
-        return made(**extra) if extra else made
+        part = instantiate(OmegaConf.select(config, key), _convert_="all")
+        return part(**extra) if extra else part
 
 
 @contextmanager

@@ -23,7 +23,7 @@ WIDTH = 100
 def source(network: nn.Module, name: str, *, says: str) -> str:
     """A Python module whose class ``name``, made without arguments, has the code of a network and its state's names.
 
-    ``says`` is its docstring. The network is written as it is in inference mode, with dropout left out. Its dtype is
+    ``says`` is its docstring. The network is written as it is in evaluation mode, with dropout left out. Its dtype is
     part of the text, the values of its state are not.
     Raises ValueError, or what torch.fx raises, for a network that cannot be written so.
     """

@@ -79,7 +79,7 @@ def evaluate(
 
 
 def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, BatchStream, int]:
-    """A run as it was at a checkpoint, in inference mode, with its data; and the generator step.
+    """A run as it was at a checkpoint, in evaluation mode, with its data; and the generator step.
 
     Raises ConfigError when the file is damaged, does not fit the config, or the data are not those of the run.
     """
@@ -126,7 +126,7 @@ def real_samples(
 
 @torch.no_grad()
 def score(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[dict[str, float], Tensor]:
-    """All scores of a module in inference mode, and the samples that it generated."""
+    """All scores of a module in evaluation mode, and the samples that it generated."""
     scores = protocol.scores(partial(module.generate, seed=seed))
     real, fake = protocol.real, module.generate(len(protocol.real), seed=seed)
     if fake.dim() == 4:

@@ -85,7 +85,7 @@ def check_output(output: Path) -> None:
 
 
 def load(config: DictConfig, checkpoint: Path) -> tuple[nn.Module, Any]:
-    """The generator of a checkpoint in inference mode, in the precision of its weights, and all that the file holds.
+    """The generator of a checkpoint in evaluation mode, in the precision of its weights, and all that the file holds.
 
     Raises ConfigError when the file is damaged or does not fit the run's config.
     """
@@ -149,11 +149,11 @@ def resolve(run: Run, config: DictConfig) -> dict[str, Any]:
 @torch.no_grad()
 def compare(generator: nn.Module, written: Function, latents: Tensor) -> float:
     """Largest absolute difference between two functions of latents. Raises ValueError where it is too large."""
-    wanted, made = generator(latents), written(latents)
-    if (made.shape, made.dtype) != (wanted.shape, wanted.dtype):
-        raise ValueError(f"of {len(latents)} latents it makes {describe(made)}, and not {describe(wanted)}")
-    difference = (made - wanted).abs().max().item()
-    if not torch.allclose(made, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+    expected, actual = generator(latents), written(latents)
+    if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(f"of {len(latents)} latents it makes {describe(actual)}, and not {describe(expected)}")
+    difference = (actual - expected).abs().max().item()
+    if not torch.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE):
         raise ValueError(f"what was written differs from it by {difference:.2g} on {len(latents)} latents")
     return difference
 

@@ -65,13 +65,13 @@ class LoadedRun:
 
     @property
     def generator(self) -> nn.Module:
-        """In inference mode, on the CPU. Raises ConfigError when none was trained, but a fixed one."""
+        """In evaluation mode, on the CPU. Raises ConfigError when none was trained, but a fixed one."""
         trained_config(self.run, "draw")
         return self.networks["generator"]
 
     @property
     def critic(self) -> nn.Module:
-        """In inference mode, on the CPU."""
+        """In evaluation mode, on the CPU."""
         return self.networks["critic"]
 
     @torch.no_grad()

@@ -71,7 +71,7 @@ def check_output(output: Path) -> None:
 
 
 def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.Module]:
-    """Networks of a run, by name ("generator", "critic"), in inference mode, with the weights of a checkpoint.
+    """Networks of a run, by name ("generator", "critic"), in evaluation mode, with the weights of a checkpoint.
 
     They are on the CPU; data and global random numbers are left alone. Raises ConfigError when the file is damaged or
     does not fit the run's config.

@@ -93,7 +93,7 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
 def run(name: str, overrides: Sequence[str]) -> int:
     """Run the arms of a study, compare them, and decide its claims; returns the exit code.
 
-    What there is of a study that is not complete is put on its page, too.
+    The page shows an incomplete study, too.
     """
     from wganlab.launch import sweep  # imports torch, which help and index do without
     from wganlab.report.page import write_report

@@ -57,7 +57,7 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     module.labels = stream.labels
     if parallel.is_rank_zero():
         module.fingerprint = stream.fingerprint()
-        announce(config, module, stream, trainer)
+        print_overview(config, module, stream, trainer)
         check_continuation(saved, module.fingerprint)
     with recorded(trainer, config, identity or {}) as summary:
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
@@ -148,7 +148,7 @@ def check_continuation(saved: Mapping[str, Any] | None, fingerprint: str) -> Non
         )
 
 
-def announce(config: DictConfig, module: AdversarialModule, stream: BatchStream, trainer: pl.Trainer) -> None:
+def print_overview(config: DictConfig, module: AdversarialModule, stream: BatchStream, trainer: pl.Trainer) -> None:
     """One line that says what is about to be trained."""
     generator, critic = (count_parameters(net) / 1e6 for net in (module.generator, module.critic))
     n = "endless" if stream.batches_per_epoch is None else f"{len(stream.samples):,}"

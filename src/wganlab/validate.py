@@ -215,8 +215,8 @@ def check_shapes(
         with naming(config, "model.generator"):
             fake = module.fake(module.latents(n).to("meta"), labels)
         if fake.shape[1:] != tuple(source.shape):
-            made, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
-            raise ConfigError("model.generator", f": makes samples of {made}, the data set has {wanted}")
+            found, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
+            raise ConfigError("model.generator", f": makes samples of {found}, the data set has {wanted}")
         with naming(config, "model.critic"):
             scores = module.scorer(labels)(fake)
     except Exception as error:
@@ -248,7 +248,7 @@ def needs_values(error: Exception) -> bool:
 
 
 def check_losses(module: AdversarialModule, config: DictConfig, scores: Tensor) -> None:
-    """The objective must keep its contract, as far as tensors without storage can tell."""
+    """The objective must keep its contract, and give scalars."""
     objective = module.loss.objective
     for name in ("critic_loss", "generator_loss"):
         if not callable(getattr(objective, name, None)):

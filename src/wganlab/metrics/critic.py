@@ -31,7 +31,7 @@ def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
 
 
 def lipschitz_upper_bound(network: nn.Module) -> float:
-    """An upper bound of the Lipschitz constant in inference mode: the product of the layers' spectral norms.
+    """An upper bound of the Lipschitz constant in evaluation mode: the product of the layers' spectral norms.
 
     The spectral norm of a convolution is bounded by sqrt(patches per pixel) times that of its kernels as one matrix
     (out, in * height * width) (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Infinite where a layer has no known
@@ -132,7 +132,7 @@ def weights_at_bound(critic: nn.Module, bound: float) -> dict[str, float]:
 def critic_report(
     critic: nn.Module, objective: Objective, real: Tensor, fake: Tensor, points: Tensor, bound: float
 ) -> dict[str, float]:
-    """Gradient norms, Lipschitz bounds and per-layer values of a critic in inference mode, by column of metrics.csv.
+    """Gradient norms, Lipschitz bounds and per-layer values of a critic in evaluation mode, by column of metrics.csv.
 
     ``real``, ``fake`` and ``points`` (interpolates, say) are samples (n, *shape); ``bound`` is the clipping bound.
     Values that are not finite (of layers without a known bound, of gradients that are zero) are left out: they would
