@@ -17,6 +17,7 @@ from tests.isolation import isolated
 from wganlab.cli import main
 from wganlab.config import compose_config, composer, parse, split_sweep, without_hydra
 from wganlab.launch import plan_run, plan_sweep
+from wganlab.validate import parameters_at
 
 #: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.
 NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
@@ -114,7 +115,7 @@ def config(*overrides: str) -> DictConfig:
 
 def composed(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:
     """The configs of all jobs of a command line, whether they can run or not."""
-    with composer("train", config_dir) as hydra:
+    with composer("train", config_dir, parameters_at) as hydra:
         if not multirun:
             return [without_hydra(hydra.compose(overrides))]
         jobs = plan_sweep(hydra, overrides)
@@ -123,7 +124,7 @@ def composed(overrides: Sequence[str], *, multirun: bool, config_dir: str | None
 
 def plan(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[DictConfig]:
     """The checked configs of all jobs of a command line, resolved: what the command does before anything runs."""
-    with composer("train", config_dir) as hydra:
+    with composer("train", config_dir, parameters_at) as hydra:
         if multirun:
             configs = list(plan_sweep(hydra, overrides).plan()[1].values())
         else:

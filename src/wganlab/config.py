@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wganlab.schema import ConfigError, leaves
 
+#: Keys that may stand at a node of a config, by its dotted key.
+ParametersAt = Callable[[DictConfig, str], set[str]]
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200
 #: Overrides that nobody has typed.
@@ -85,11 +87,17 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
+def no_parameters(config: DictConfig, key: str) -> set[str]:
+    """Only the keys of the YAMLs are known."""
+    return set()
+
+
 class Composer:
     """Composes conf/<name>.yaml with overrides, while Hydra is set up for it: see :func:`composer`."""
 
-    def __init__(self, name: str, config_dir: str | None, loader: ConfigLoader) -> None:
+    def __init__(self, name: str, config_dir: str | None, loader: ConfigLoader, parameters_at: ParametersAt) -> None:
         self.name, self.loader = name, loader
+        self.parameters_at = parameters_at
         folder = Path(config_dir or ".").resolve()
         self.search_path = [f"hydra.searchpath=[{quote(f'file://{folder}')}]"] if config_dir else []
         #: Keys that no YAML shows, and that are parameters of the constructor all the same.
@@ -111,7 +119,7 @@ class Composer:
             key, hint = unknown_key(error), ""
             if key:
                 others, (parent, _, name) = self._without(key, overrides, master), key.rpartition(".")
-                if key not in self.parameters and name in self._parameters(others, parent):
+                if key not in self.parameters and name in self.parameters_at(others, parent):
                     self.parameters.add(key)
                     return self.compose(overrides, master)
                 hint = self._suggestion(key, others)
@@ -133,14 +141,6 @@ class Composer:
         except ConfigError:
             return without_hydra(self.compose([], master))
 
-    def _parameters(self, config: DictConfig, key: str) -> set[str]:
-        """Keys that may stand at a node, whether a YAML shows them or not."""
-        if self.name != "train":
-            return set()
-        from wganlab.validate import parameters_at  # imports torch, for keys that are rarely needed
-
-        return parameters_at(config, key)
-
     def _suggestion(self, key: str, config: DictConfig) -> str:
         """What somebody who typed an unknown key may have meant."""
         parent, _, last = key.rpartition(".")
@@ -152,15 +152,20 @@ class Composer:
         if not isinstance(node, DictConfig):
             close = difflib.get_close_matches(key, known, n=1)
             return f"did you mean {close[0]}?" if close else f"allowed are {', '.join(map(str, config))}"
-        allowed = sorted(self._parameters(config, parent)) or list(map(str, node))
+        allowed = sorted(self.parameters_at(config, parent)) or list(map(str, node))
         if close := difflib.get_close_matches(last, allowed, n=1):
             return f"did you mean {'.'.join(filter(None, (parent, close[0])))}?"
         return f"allowed are {', '.join(allowed)}"
 
 
 @contextmanager
-def composer(name: str = "train", config_dir: str | None = None) -> Iterator[Composer]:
-    """Hydra made ready for conf/ and ``config_dir``; afterwards its global state is what it was."""
+def composer(
+    name: str = "train", config_dir: str | None = None, parameters_at: ParametersAt = no_parameters
+) -> Iterator[Composer]:
+    """Hydra made ready for conf/ and ``config_dir``; afterwards its global state is what it was.
+
+    ``parameters_at`` says which keys may stand at a node, whether a YAML shows them or not.
+    """
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError("--config-dir", f" {config_dir}: no such folder")
     before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
@@ -171,7 +176,7 @@ def composer(name: str = "train", config_dir: str | None = None) -> Iterator[Com
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
-            yield Composer(name, config_dir, GlobalHydra.instance().config_loader())
+            yield Composer(name, config_dir, GlobalHydra.instance().config_loader(), parameters_at)
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before
         groups.update(defaults)

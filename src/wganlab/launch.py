@@ -41,7 +41,7 @@ from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
 from wganlab.sweeps import run_sweep
-from wganlab.validate import complete, validate
+from wganlab.validate import complete, parameters_at, validate
 
 #: Errors whose message says all: no traceback is shown.
 ONE_LINE = (ConfigError, BusyError, FloatingPointError, OSError)
@@ -57,7 +57,7 @@ def run(
     """
     if any(text.startswith("run=") for text in overrides):
         return resume(overrides)
-    with composer(name, config_dir) as hydra:
+    with composer(name, config_dir, parameters_at) as hydra:
         config, folder = plan_run(hydra, overrides)
         if is_further_rank():  # it works in the folder of rank zero
             train_in(folder, without_hydra(config), may_continue=True)
@@ -138,7 +138,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None, name: str 
     Each job is composed and checked once, before the first begins. Raises ConfigError for the first that cannot run,
     and BusyError when another process is at work on another sweep in the folder.
     """
-    with composer(name, config_dir) as hydra:
+    with composer(name, config_dir, parameters_at) as hydra:
         jobs = plan_sweep(hydra, overrides)
         context = hydra.context(jobs.master, jobs)
         context.callbacks.on_multirun_start(config=jobs.master, config_name=name)
