@@ -260,7 +260,7 @@ def test_budgets_are_named_changes_of_the_sweep(tmp_path: Path) -> None:
     assert where == "outputs/study/mine_long"
     with pytest.raises(ConfigError, match="budget=huge: no such budget; allowed are long"):
         multirun(study, ["budget=huge"])
-    assert read_study(study)["question"] == "How fast?"
+    assert read_study(study).question == "How fast?"
 
 
 def test_scores_of_different_protocols_stand_in_tables_of_their_own(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
+from wganlab.networks.layers import DROPOUTS
+
 #: What the code of a forward may name besides its own modules, and where it comes from.
 IMPORTS = {
     "torch": "import torch",
@@ -57,7 +59,7 @@ class Writer:
 
     def expression(self, module: nn.Module) -> str:
         """Code that makes a module like this one."""
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, DROPOUTS):
             return "nn.Identity()"
         names = list(module._modules)  # with those that are there twice
         if type(module) is nn.Sequential and names == [str(i) for i in range(len(names))]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def world_size() -> int:
@@ -94,7 +93,11 @@ class AllReduceSum(torch.autograd.Function):
         return AllReduceSum.apply(gradient.contiguous())
 
 
-class SyncedBatchNorm(_BatchNorm):
+#: The layers that take statistics over a batch.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class SyncedBatchNorm(nn.BatchNorm1d):
     """Batch norm over the batches of all ranks. torch's own runs on GPUs only and has no second derivative."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -129,5 +132,5 @@ class SyncedBatchNorm(_BatchNorm):
 def synchronise_batch_norm(network: nn.Module) -> None:
     """Make every batch norm of a network take its statistics over the batches of all ranks."""
     for module in network.modules():
-        if world_size() > 1 and isinstance(module, _BatchNorm):
+        if world_size() > 1 and isinstance(module, BATCH_NORMS):
             module.__class__ = SyncedBatchNorm  # the parameters stay those that the optimizers know

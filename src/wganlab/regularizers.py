@@ -22,7 +22,14 @@ AlphaPer = Literal["image", "batch"]
 
 #: Their scale and shift normalise activations and are no weights of the critic's function class: clipping a scale
 #: of 1 to 0.01 would shrink every layer a hundredfold.
-NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+NORM_LAYERS = (
+    *parallel.BATCH_NORMS,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
 
 
 def critic_weights(critic: nn.Module) -> dict[str, nn.Parameter]:

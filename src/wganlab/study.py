@@ -1,6 +1,6 @@
 """Studies: a question, and the arms that answer it, swept by one command.
 
-A study is a folder with study.yaml (see :func:`settings`) and arms/, a Hydra config group of one YAML per arm. Each
+A study is a folder with study.yaml (see :class:`Study`) and arms/, a Hydra config group of one YAML per arm. Each
 arm is ``# @package _global_``: it may override whatever conf/train.yaml composes.
 """
 
@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,21 @@ from wganlab.schema import ConfigError, check_call
 Sweep = Mapping[str, str | int]
 
 
-def settings(
-    *,
-    question: str,
-    sweep: Sweep,
-    budgets: Mapping[str, Sweep] | None = None,
-    claims: Sequence[Mapping[str, Any]] = (),
-    samples_at_epochs: Sequence[PositiveInt] = (),
-) -> None:
-    """The keys of study.yaml and what they may be: its schema.
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What study.yaml says.
 
     ``sweep`` is a multirun, key -> values, which the command line may change; ``budgets`` are named changes of it,
     chosen by budget=NAME. ``claims`` are sentences that the runs decide, with the keys of
     :class:`wganlab.report.claims.Claim`. ``samples_at_epochs`` are the epochs after which :func:`publish` shows the
     samples of each run.
     """
+
+    question: str
+    sweep: Sweep
+    budgets: Mapping[str, Sweep] = field(default_factory=dict)
+    claims: Sequence[Mapping[str, Any]] = ()
+    samples_at_epochs: Sequence[PositiveInt] = ()
 
 
 def studies() -> dict[str, Path]:
@@ -74,20 +75,19 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
     study = read_study(folder)
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     where = f"outputs/study/{folder.resolve().name}"
-    own = {"arms": ",".join(arm_names(folder)), **study["sweep"]}
+    own = {"arms": ",".join(arm_names(folder)), **study.sweep}
     if budget := given.pop("budget", None):
-        budgets = study.get("budgets") or {}
-        if budget not in budgets:
-            allowed = f"allowed are {', '.join(budgets)}" if budgets else "this study has none"
+        if budget not in study.budgets:
+            allowed = f"allowed are {', '.join(study.budgets)}" if study.budgets else "this study has none"
             raise ConfigError("budget", f"={budget}: no such budget; {allowed}")
-        own |= budgets[budget]
+        own |= study.budgets[budget]
         where += f"_{budget}"
     own["hydra.sweep.dir"] = where
     chosen = own | {key: given[key] for key in own if key in given}
     apart = {*own, "budget"}
     rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in apart]
     arguments = [f"{'+' if key == 'arms' else ''}{key}={value}" for key, value in chosen.items()]
-    return [*arguments, *rest], chosen["hydra.sweep.dir"]
+    return [*arguments, *rest], str(chosen["hydra.sweep.dir"])
 
 
 def run(name: str, overrides: Sequence[str]) -> int:
@@ -105,7 +105,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
         return code
     runs = find_runs([where])
     found = verdicts(folder, runs)
-    write_report(runs, Path(where), question=read_study(folder)["question"], verdicts=found)
+    write_report(runs, Path(where), question=read_study(folder).question, verdicts=found)
     for verdict in found:
         print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
         print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
@@ -124,13 +124,13 @@ def overview() -> str:
     ]
     for name, folder in studies().items():
         content = read_study(folder)
-        lines += ["", f"{name}: {content['question']}", f"    arms={','.join(arm_names(folder))}"]
-        if content.get("budgets"):
-            lines.append(f"    budget={','.join(content['budgets'])}")
+        lines += ["", f"{name}: {content.question}", f"    arms={','.join(arm_names(folder))}"]
+        if content.budgets:
+            lines.append(f"    budget={','.join(content.budgets)}")
     return "\n".join(lines)
 
 
-def read_study(folder: Path) -> dict:
+def read_study(folder: Path) -> Study:
     """The content of study.yaml. Raises ConfigError where it is wrong."""
     path = folder / "study.yaml"
     try:
@@ -139,21 +139,22 @@ def read_study(folder: Path) -> dict:
         raise ConfigError(str(path), ": " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise ConfigError(str(path), ": must hold question and sweep")
-    check_call(settings, content, f"{path}: ")
-    read_claims(content.get("claims") or (), arm_names(folder), str(path))
-    return content
+    check_call(Study, content, f"{path}: ")
+    study = Study(**content)
+    read_claims(study.claims, arm_names(folder), str(path))
+    return study
 
 
 def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
     """The verdict of each claim of a study, from its runs."""
-    return decide(read_claims(read_study(folder).get("claims") or (), arm_names(folder), str(folder)), runs)
+    return decide(read_claims(read_study(folder).claims, arm_names(folder), str(folder)), runs)
 
 
 def index(folders: Mapping[str, Path] | None = None) -> str:
     """All studies in a Markdown table: question, verdicts, cost, date and commit, from their verdicts.json."""
     lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
     for name, folder in (studies() if folders is None else folders).items():
-        question = read_study(folder)["question"]
+        question = read_study(folder).question
         path = folder / "verdicts.json"
         found = json.loads(path.read_text()) if path.is_file() else None
         cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
@@ -181,8 +182,8 @@ def publish(folder: Path, sweep_dir: Path) -> list[Path]:
     runs = find_runs([sweep_dir])
     study = read_study(folder)
     pieces = sweep_dir / "export"
-    write_report(runs, pieces, question=study["question"], verdicts=verdicts(folder, runs))
-    export(runs, pieces, samples_at_epochs=study.get("samples_at_epochs") or ())
+    write_report(runs, pieces, question=study.question, verdicts=verdicts(folder, runs))
+    export(runs, pieces, samples_at_epochs=study.samples_at_epochs)
     written = publish_page(folder / "README.md", pieces)
     if (pieces / "verdicts.json").is_file():
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")

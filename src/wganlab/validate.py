@@ -24,6 +24,7 @@ from wganlab.callbacks.compilation import Compile
 from wganlab.config import compose_config, quote_paths, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
+from wganlab.parallel import BATCH_NORMS
 from wganlab.schema import (
     ConfigError,
     Factory,
@@ -239,7 +240,7 @@ def too_small_for_batch_norm(batch_size: int, devices: int) -> ConfigError:
 
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether a layer takes statistics over a batch."""
-    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+    return any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
 
 
 def needs_values(error: Exception) -> bool:

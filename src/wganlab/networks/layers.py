@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from wganlab import parallel
 from wganlab.schema import InvalidValueError
 
+#: The layers that draw which values to keep.
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
 Output = Literal["tanh", "linear"]
@@ -169,7 +171,7 @@ class FeatureCritic(nn.Module):
         self.features = features
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
         self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
-        coupling = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, MinibatchDiscrimination)
+        coupling = (*parallel.BATCH_NORMS, *DROPOUTS, MinibatchDiscrimination)
         self.samplewise = not any(isinstance(module, coupling) for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:

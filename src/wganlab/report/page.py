@@ -32,6 +32,14 @@ def write_report(
     write_text(output / "index.html", page)
 
 
+def template() -> jinja2.Template:
+    """The page before it is filled; everything that is filled in is escaped."""
+    loader = jinja2.PackageLoader("wganlab.report", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = cell
+    return environment.get_template("page.html.jinja")
+
+
 def render(
     runs: Sequence[Run],
     records: Sequence[dict[str, Any]],
@@ -45,14 +53,7 @@ def render(
     tuned = tuning.figure(runs)
     curves = [*figures.curves(runs, names).values(), *figures.headlines(runs, names), *([tuned] if tuned else [])]
     panels = [panel(run, name, colours[name]) for run, name in zip(runs, names, strict=True)]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wganlab.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = cell
-    return environment.get_template("page.html.jinja").render(
+    return template().render(
         title=title(runs, names),
         arms=colours,
         several_seeds=len(set(names)) < len(runs),
