@@ -34,20 +34,11 @@ bench-scaling: $(VENV)/.dev  ## speed and memory against batch, image and data s
 	@$(BIN)/python -m benchmarks.scaling
 
 NEWEST = $(lastword $(sort $(wildcard outputs/demo/*)))
-readme: $(VENV)/.run  ## copy table and figures of the newest demo into experiments/demo and README.md
-	@$(BIN)/wganlab report $(NEWEST) --export $(NEWEST)/export
-	@cp $(NEWEST)/export/table.md $(NEWEST)/export/samples.png $(NEWEST)/export/eval_emd.svg experiments/demo/
-	@sed -i -e '/^<!-- table -->/,/^<!-- end of table -->/{//!d}' -e '/^<!-- table -->/r experiments/demo/table.md' README.md
+readme: $(VENV)/.run  ## put table and figures of the newest demo into experiments/demo and README.md
+	@$(BIN)/wganlab report $(NEWEST) --publish experiments/demo/README.md README.md
 
-STUDY = outputs/study/$(NAME)
 study: $(VENV)/.run  ## run a study, put what its README shows into its folder (NAME=mode_collapse ARGS='key=value ...')
-	@$(BIN)/wganlab study $(NAME) $(ARGS)
-	@$(BIN)/wganlab report $(STUDY) --output $(STUDY)/export --export $(STUDY)/export
-	@cp $(STUDY)/verdicts.* $(STUDY)/export/ 2>/dev/null || true
-	@for file in $$(grep -oE '\([a-z0-9_]+\.(md|png|svg)\)' experiments/$(NAME)/README.md | tr -d '()') verdicts.json; do \
-		test ! -f $(STUDY)/export/$$file || cp $(STUDY)/export/$$file experiments/$(NAME)/; done
-	@$(BIN)/wganlab study --index > $(STUDY)/export/index.md
-	@sed -i -e '/^<!-- studies -->/,/^<!-- end of studies -->/{//!d}' -e '/^<!-- studies -->/r $(STUDY)/export/index.md' experiments/README.md
+	@$(BIN)/wganlab study $(NAME) $(ARGS) && $(BIN)/wganlab study --publish $(NAME) $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist

@@ -85,6 +85,12 @@ def use_torchs_dropout(network: nn.Module) -> None:
             layer.__class__ = nn.Dropout  # type: ignore[assignment]
 
 
+def weight_and_bound(loss: DictConfig) -> tuple[float | None, float | None]:
+    """The penalty's weight and the clipping bound; None where there is none."""
+    parts = loss.regularizer
+    return parts.get("gradient_penalty", {}).get("weight"), parts.get("weight_clipping", {}).get("bound")
+
+
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     """As in every tutorial."""
     alpha = torch.rand(real.size(0), *[1] * (real.dim() - 1))
@@ -103,7 +109,7 @@ def textbook(config: DictConfig, data: Path) -> Iterator[int]:
     use_torchs_dropout(critic)
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=False)
     loss, n_critic, latent_dim = config.loss, config.loss.n_critic, config.model.latent_dim
-    weight, bound = loss.lipschitz.get("weight"), loss.lipschitz.get("bound")
+    weight, bound = weight_and_bound(loss)
     adversarial = nn.BCEWithLogitsLoss()
     plain_gan = not (weight or bound)
     for i, (real, _) in enumerate(textbook_data(config, data), start=1):
@@ -158,7 +164,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     module = build_module(config, construct(config, "dataset"))
     if without != "channels last":
         module = module.to(memory_format=torch.channels_last)
-    generator, critic, objective = module.generator, module.critic, module.objective
+    generator, critic, objective = module.generator, module.critic, module.loss.objective
     if without == "uniform dropout":
         use_torchs_dropout(critic)
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=without != "fused Adam")
@@ -167,7 +173,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     of_generator: list[Tensor] = list(generator.parameters())
     of_critic: list[Tensor] = list(critic.parameters())
     size, n_critic, latent_dim = config.batch_size, config.loss.n_critic, config.model.latent_dim
-    weight, bound = config.loss.lipschitz.get("weight"), config.loss.lipschitz.get("bound")
+    weight, bound = weight_and_bound(config.loss)
 
     def critic_loss(real: Tensor, latents: Tensor) -> Tensor:
         with torch.set_grad_enabled(wasteful):
@@ -184,7 +190,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
     def generator_loss(latents: Tensor) -> Tensor:
         return objective.generator_loss(critic(generator(latents)))
 
-    def descend(optimizer: torch.optim.Optimizer, gradients: Callable, parameters: list, *inputs: Tensor) -> None:
+    def update(optimizer: torch.optim.Optimizer, gradients: Callable, parameters: list, *inputs: Tensor) -> None:
         for parameter, gradient in zip(parameters, gradients(*inputs), strict=True):
             same = gradient.stride() == parameter.stride()  # fused Adam takes that for granted
             parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
@@ -206,10 +212,10 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
         torch.set_float32_matmul_precision(fastest_exact_matmul())
         keep_freed_memory(without != "kept memory")
         for _ in range(n_critic):
-            descend(optimizer_c, critic_gradients, of_critic, draw(), torch.randn(size, latent_dim))
+            update(optimizer_c, critic_gradients, of_critic, draw(), torch.randn(size, latent_dim))
             if bound:
                 with torch.no_grad():
                     torch._foreach_clamp_min_(of_critic, -bound)
                     torch._foreach_clamp_max_(of_critic, bound)
-        descend(optimizer_g, generator_gradients, of_generator, torch.randn(size, latent_dim))
+        update(optimizer_g, generator_gradients, of_generator, torch.randn(size, latent_dim))
         yield n_critic * size

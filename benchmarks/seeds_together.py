@@ -37,8 +37,8 @@ def stacked(
             return functional_call(skeleton_c, critic, (images,))
 
         points = torch.lerp(fake, real, alpha)
-        slopes = grad(lambda images: score(images).sum())(points).flatten(1)
-        penalty = (torch.linalg.vector_norm(slopes, dim=1) - 1).square().mean()
+        gradient = grad(lambda images: score(images).sum())(points).flatten(1)
+        penalty = (torch.linalg.vector_norm(gradient, dim=1) - 1).square().mean()
         scores = score(torch.cat([real, fake]))
         return scores[n:].mean() - scores[:n].mean() + 10 * penalty
 

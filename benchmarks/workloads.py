@@ -22,7 +22,7 @@ class Workload:
 
     def arguments(self, loss: str, data: Path) -> list[str]:
         """Overrides of ``wganlab train``."""
-        toy = ("loss.lipschitz.weight=0.1",) if self.name == "toy" and loss == "wgan_gp" else ()
+        toy = ("loss.regularizer.gradient_penalty.weight=0.1",) if self.name == "toy" and loss == "wgan_gp" else ()
         given = [override.format(data=data) for override in self.overrides]
         return [*given, f"loss={loss}", *toy]
 

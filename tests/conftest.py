@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tests.isolation import isolated
 from wganlab.cli import main
-from wganlab.config import compose_config, without_hydra
+from wganlab.config import compose_config, composer, parse, split_sweep, without_hydra
+from wganlab.launch import plan_run, plan_sweep
+from wganlab.validate import parameters_at
 
 #: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.
 NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
@@ -108,7 +110,28 @@ def without_account(cwd: Path) -> dict[str, str]:
 
 def config(*overrides: str) -> DictConfig:
     """A composed training config."""
-    return without_hydra(compose_config("train", overrides))
+    return compose_config("train", overrides)
+
+
+def composed(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:
+    """The configs of all jobs of a command line, whether they can run or not."""
+    with composer("train", config_dir, parameters_at) as hydra:
+        if not multirun:
+            return [without_hydra(hydra.compose(overrides))]
+        jobs = plan_sweep(hydra, overrides)
+        return [hydra.compose(job, jobs.master) for job in split_sweep(parse(jobs.overrides))]
+
+
+def plan(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[DictConfig]:
+    """The checked configs of all jobs of a command line, resolved: what the command does before anything runs."""
+    with composer("train", config_dir, parameters_at) as hydra:
+        if multirun:
+            configs = list(plan_sweep(hydra, overrides).plan()[1].values())
+        else:
+            configs = [without_hydra(plan_run(hydra, overrides)[0])]
+        for settings in configs:
+            OmegaConf.resolve(settings)
+        return configs
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,25 @@
 """The training loop: who updates when, on what, and in which unit of time."""
 
+import dataclasses
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.conftest import config
-from wganlab.adversarial import AdversarialModule, ReusedLatents, SharedPass, sample_latents
-from wganlab.build import build_module, check, construct, generator_steps
+from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.alternation import ReusedLatents, SharedPass
+from wganlab.build import build_loss, build_module, construct, generator_steps
 from wganlab.callbacks.history import History
-from wganlab.data.stream import BatchStream
+from wganlab.data.stream import Batch, BatchStream
 from wganlab.objectives import FeatureMatching
 from wganlab.schema import ConfigError
 from wganlab.training import fit
+from wganlab.validate import validate
 
 LOSSES = ["gan", "wgan_clip", "wgan_gp"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,11 +59,11 @@ def train_spied(loss: str, steps: int, folder: Path, **changes: int) -> tuple[Ad
     settings = config(f"loss={loss}", "callbacks=none", "logger=csv", *(f"{k}={v}" for k, v in changes.items()))
     critic = Spy()
     module = AdversarialModule(
-        generator=nn.Linear(3, 2), critic=critic, latent_dim=3, latent="normal", **construct(settings, "loss")
+        generator=nn.Linear(3, 2), critic=critic, latent_dim=3, latent="normal", loss=build_loss(settings)
     )
     history = History(every=1)
     trainer = construct(settings, "accelerator", max_steps=steps, folder=str(folder), callbacks=[history])
-    stream = BatchStream(Points().load(), batch_size=4, n_critic=module.n_critic, steps=steps, seed=0)
+    stream = BatchStream(Points().load(), batch_size=4, n_critic=module.loss.n_critic, steps=steps, seed=0)
     trainer.fit(module, train_dataloaders=stream)
     assert trainer.global_step == steps, "the trainer's clock must count generator steps"
     return module, critic, history
@@ -87,7 +92,7 @@ def test_each_network_learns_from_its_own_loss_only(loss: str, tmp_path: Path) -
     # after a whole training step, the critic's gradient is still the one of its own last step
     before = [parameter.grad.clone() for parameter in module.critic.parameters() if parameter.grad is not None]
     optimizer = torch.optim.SGD(module.generator.parameters(), lr=0.0)
-    module.generator_step(torch.randn(4, 2), module.latents(4), optimizer)
+    module.generator_step(Batch(torch.randn(4, 2)), module.latents(4), optimizer)
     after = [parameter.grad for parameter in module.critic.parameters()]
     assert before
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if b is not None)
@@ -121,8 +126,8 @@ def test_arms_share_initial_weights_and_the_order_of_images() -> None:
     assert not torch.equal(other["critic.features.1.weight"], states[0]["critic.features.1.weight"])
 
     data = torch.arange(50)[:, None]
-    one = torch.cat([b.flatten() for b in BatchStream(data, batch_size=4, n_critic=1, steps=40, seed=3)])
-    five = torch.cat([b.flatten() for b in BatchStream(data, batch_size=4, n_critic=5, steps=8, seed=3)])
+    one = torch.cat([b.images.flatten() for b in BatchStream(data, batch_size=4, n_critic=1, steps=40, seed=3)])
+    five = torch.cat([b.images.flatten() for b in BatchStream(data, batch_size=4, n_critic=5, steps=8, seed=3)])
     assert torch.equal(one, five)
 
 
@@ -150,17 +155,17 @@ def test_latents(distribution: str) -> None:
     assert distribution == "normal" or latents.abs().max() <= 1
 
 
-def fresh(kind: type[AdversarialModule], **changes: object) -> AdversarialModule:
+def fresh(kind: type[AdversarialModule], **changes: Any) -> AdversarialModule:
     """A small pair with plain SGD of rate 0.1, always with the same weights."""
     torch.manual_seed(0)
     settings = config("loss=wgan_gp", "loss.n_critic=1")
-    networks = {
+    networks: dict[str, Any] = {
         "generator": nn.Linear(3, 2),
         "critic": nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)),
     }
-    module = kind(latent_dim=3, **{**networks, **construct(settings, "loss"), **changes})
-    module.make_optimizer = dict.fromkeys(networks, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    return module
+    sgd = dict.fromkeys(networks, partial(torch.optim.SGD, lr=0.1))
+    loss = dataclasses.replace(build_loss(settings), optimizer=sgd, **changes)
+    return kind(latent_dim=3, loss=loss, **networks)
 
 
 def test_a_shared_pass_takes_both_gradients_before_either_update() -> None:
@@ -168,10 +173,10 @@ def test_a_shared_pass_takes_both_gradients_before_either_update() -> None:
     real = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
     module, by_hand = fresh(SharedPass), fresh(SharedPass)
     torch.manual_seed(7)
-    module.alternate(real[None], *module.configure_optimizers())
+    module.alternate(Batch(real[None]), *module.configure_optimizers())
     torch.manual_seed(7)
     fake = by_hand.generator(by_hand.latents(5))
-    penalty = by_hand.lipschitz.penalty(by_hand.critic, real, fake.detach())
+    penalty = by_hand.loss.regularizer["gradient_penalty"].penalty(by_hand.critic, real, fake.detach())
     critic_loss = by_hand.critic(fake.detach()).mean() - by_hand.critic(real).mean() + penalty
     generator_loss = -by_hand.critic(fake).mean()
     for loss, net in ((generator_loss, "generator"), (critic_loss, "critic")):
@@ -186,7 +191,7 @@ def test_latents_of_the_generator_step(kind: type[AdversarialModule], same: bool
     module = fresh(kind)
     shown: list[Tensor] = []
     module.generator.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
-    module.alternate(torch.randn(2, 5, 2), *module.configure_optimizers())
+    module.alternate(Batch(torch.randn(2, 5, 2)), *module.configure_optimizers())
     *_, critic_latents, generator_latents = shown
     assert len(shown) == 3
     assert torch.equal(critic_latents, generator_latents) == same
@@ -220,14 +225,14 @@ def test_feature_matching_is_the_squared_gap_of_mean_features() -> None:
 def test_feature_matching_combines_with_any_model(model: str) -> None:
     small = [] if model == "mlp" else ["model.generator.n_filters=8", "model.critic.n_filters=4"]
     for loss in LOSSES:
-        check(config(f"model={model}", f"loss={loss}", "+loss/feature_matching=added", "dataset.size=32", *small))
+        validate(config(f"model={model}", f"loss={loss}", "+loss/feature_matching=added", "dataset.size=32", *small))
 
 
 def test_feature_matching_needs_features(tmp_path: Path) -> None:
     settings = config("+loss/feature_matching=only", "model.critic._target_=tests.test_adversarial.Blind",
                       *(f"~model.critic.{key}" for key in config().model.critic if key[0] != "_"))  # fmt: skip
     with pytest.raises(ConfigError, match=r"loss\.feature_matching: the critic of this model has no features"):
-        check(settings)
+        validate(settings)
 
 
 class Blind(nn.Module):
@@ -266,15 +271,14 @@ def test_golden_trace(loss: str, tmp_path: Path, request: pytest.FixtureRequest)
 def test_what_is_not_finite_is_named_with_its_step() -> None:
     """Two critic losses and one generator loss a step; the second step went wrong first."""
     module = fresh(AdversarialModule)
-    module.n_critic = 2
     one, nan = torch.tensor(1.0), torch.tensor(torch.nan)
-    module._critic_window = [(loss, one, one, one) for loss in (one, one, one, nan, nan, nan)]
-    module._generator_window = [one, nan, nan]
+    module.window.critic = [(loss, one, one, one) for loss in (one, one, one, nan, nan, nan)]
+    module.window.generator, module.window.critic_steps = [one, nan, nan], [2, 2, 2]
     name, value, ago = module.first_not_finite(3) or ("", 0.0, 0)
     assert (name, str(value), ago) == ("critic/loss", "nan", 1)
-    module._critic_window = [(one, one, one, one)] * 6
+    module.window.critic = [(one, one, one, one)] * 6
     assert (module.first_not_finite(3) or ("",))[0] == "generator/loss"
-    module._generator_window = [one] * 3
+    module.window.generator = [one] * 3
     assert module.first_not_finite(1) is None
     module.generator.weight.grad = torch.full((2, 3), torch.inf)
     assert module.first_not_finite(1) == ("the norm of the generator's gradient", torch.inf, 0)

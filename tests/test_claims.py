@@ -2,17 +2,19 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.conftest import TINY, wganlab
 from tests.test_report import make_run
 from wganlab.report.claims import decide, read_claims, verdict_table
 from wganlab.report.compare import by_arm, by_protocol, results
-from wganlab.report.page import latex_table, markdown_table
+from wganlab.report.tables import latex_table, markdown_table
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.study import multirun, read_study
@@ -65,9 +67,9 @@ def test_the_opposite_does_not_hold(tmp_path: Path) -> None:
 def test_noise_is_undecided_and_says_how_many_seeds_would_do(tmp_path: Path) -> None:
     values = {"a": [10.0, 30.0, 20.0], "b": [21.0, 20.0, 31.0]}
     (found,) = decide(read_claims([CLAIM], ["a", "b"], "study.yaml"), runs(tmp_path, values))
-    assert found.word == "undecided"
+    assert found.decision == "undecided"
     assert found.more_seeds is not None
-    assert f"about {found.more_seeds} more seed" in found.explained
+    assert f"about {found.more_seeds} more seed" in found.description
     assert "| **undecided" in verdict_table([found])
 
 
@@ -97,7 +99,7 @@ def test_seeds_without_a_partner_and_runs_that_failed_are_left_out(tmp_path: Pat
     (tmp_path / "arms=a,seed=0" / "status.json").write_text(json.dumps({"state": "failed"}))
     (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), find_runs([tmp_path]))
     assert list(one.values) == ["1"]
-    assert one.explained == "undecided (seeds with eval/fid: 1; it takes two)"
+    assert one.description == "undecided (seeds with eval/fid: 1; it takes two)"
     (none,) = decide(read_claims([CLAIM], ["a", "b"], ""), [])
     assert none.measured == "not measured"
 
@@ -121,7 +123,7 @@ def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
     found = runs(tmp_path, values)
     (alone,) = decide(read_claims([CLAIM], ["a", "b"], ""), found)
     among = decide(read_claims([CLAIM] * 4, ["a", "b"], ""), found)
-    assert alone.word == "holds"
+    assert alone.decision == "holds"
     assert among[0].p == pytest.approx(4 * alone.p)
 
 
@@ -133,6 +135,8 @@ def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
         ({"above": 1, "below": 0}, "claims[0]: above=1 must be less than below=0"),
         ({"at": "last"}, "claims[0].at=last: must be one of final, best, gap, mean"),
         ({"metrik": "x"}, "claims[0].metrik: unknown key"),
+        ({"metric": "mine", "at": "best"}, "claims[0]: at=best needs a metric with a best value; mine has only"),
+        ({"metric": "critic/penalty", "tuned": True}, "claims[0]: tuned needs a metric with a best value"),
     ],
 )
 def test_wrong_claims_are_refused(changes: dict, expected: str) -> None:
@@ -164,14 +168,25 @@ def own_study(folder: Path) -> Path:
     return folder
 
 
-def test_a_study_ends_with_its_verdicts(tmp_path: Path) -> None:
-    own_study(tmp_path / "mine")
-    tiny = [*TINY, "steps=60", "logger=csv", "dataset=digits", "model=mlp"]
-    done = wganlab("study", "mine", *tiny, cwd=tmp_path)
+TINY_STUDY = [*TINY, "steps=60", "logger=csv", "dataset=digits", "model=mlp"]
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a user has run a study, mine, of six runs; what it printed is in stdout.txt."""
+    folder = tmp_path_factory.mktemp("user")
+    own_study(folder / "experiments" / "mine")
+    done = wganlab("study", "mine", *TINY_STUDY, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "holds: Fast is nearer (us)" in done.stdout
-    assert "does not hold: Fast is farther (us)" in done.stdout
-    folder = tmp_path / "outputs" / "study" / "mine"
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def test_a_study_ends_with_its_verdicts(studied: Path) -> None:
+    printed = (studied / "stdout.txt").read_text()
+    assert "holds: Fast is nearer (us)" in printed
+    assert "does not hold: Fast is farther (us)" in printed
+    folder = studied / "outputs" / "study" / "mine"
     record = json.loads((folder / "verdicts.json").read_text())
     assert record["question"] == "How fast?"
     assert [claim["verdict"] for claim in record["claims"]] == ["holds", "does not hold"]
@@ -180,9 +195,61 @@ def test_a_study_ends_with_its_verdicts(tmp_path: Path) -> None:
     page = (folder / "index.html").read_text()
     assert "How fast?" in page
     assert "does not hold" in page
-    again = wganlab("study", "mine", *tiny, cwd=tmp_path)
+    again = wganlab("study", "mine", *TINY_STUDY, cwd=studied)
     assert again.stdout.count("already completed") == 6
     assert "holds: Fast is nearer (us)" in again.stdout
+
+
+README = """# Mine
+
+![distance](eval_emd.svg) and [the table](table.md), written by hand: [notes](notes.md)
+
+<!-- once it is run: [verdicts](verdicts.md), ![samples](epochs_fast.png) -->
+
+<!-- table -->
+stale
+<!-- end of table -->
+The end.
+"""
+
+
+def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "experiments" / "mine"
+    shutil.copytree(studied / "experiments" / "mine", folder)
+    (folder / "study.yaml").write_text((folder / "study.yaml").read_text() + "samples_at_epochs: [1, 11]\n")
+    (folder / "README.md").write_text(README)
+    (folder / "notes.md").write_text("by hand")
+    (tmp_path / "experiments" / "README.md").write_text("Before.\n<!-- studies -->\n<!-- end of studies -->\nAfter.\n")
+    sweep = studied / "outputs" / "study" / "mine"
+    command = ["study", "--publish", "experiments/mine", f"hydra.sweep.dir={sweep}"]
+    done = wganlab(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = ["eval_emd.svg", "table.md", "verdicts.md", "epochs_fast.png", "README.md", "verdicts.json"]
+    shown = [f"experiments/mine/{name}" for name in names] + ["experiments/README.md"]
+    assert done.stdout.splitlines() == shown
+    table = markdown_table(results(find_runs([sweep])))
+    assert (folder / "table.md").read_text() == table
+    assert (folder / "README.md").read_text() == README.replace("stale\n", table)
+    assert (folder / "notes.md").read_text() == "by hand"
+    verdicts = json.loads((folder / "verdicts.json").read_text())
+    assert [claim["verdict"] for claim in verdicts["claims"]] == ["holds", "does not hold"]
+    index = (tmp_path / "experiments" / "README.md").read_text()
+    before, row, after = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 6 runs, ")
+    assert before.startswith("Before.\n<!-- studies -->\n| study ")
+    assert row
+    assert after.endswith("|\n<!-- end of studies -->\nAfter.\n")
+    # fast saw 11 epochs of digits in 60 steps of 5 batches, and its samples of step 6 are those of epoch 1
+    assert Image.open(folder / "epochs_fast.png").height == 2 * 80
+    written = {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()}
+    assert wganlab(*command, cwd=tmp_path).returncode == 0
+    assert {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()} == written
+
+
+def test_publishing_without_runs_is_refused(tmp_path: Path) -> None:
+    own_study(tmp_path / "mine")
+    done = wganlab("study", "--publish", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "wganlab: outputs/study/mine: does not exist; give run folders, or folders that hold them\n"
 
 
 def test_budgets_are_named_changes_of_the_sweep(tmp_path: Path) -> None:
@@ -193,7 +260,7 @@ def test_budgets_are_named_changes_of_the_sweep(tmp_path: Path) -> None:
     assert where == "outputs/study/mine_long"
     with pytest.raises(ConfigError, match="budget=huge: no such budget; allowed are long"):
         multirun(study, ["budget=huge"])
-    assert read_study(study)["question"] == "How fast?"
+    assert read_study(study).question == "How fast?"
 
 
 def test_scores_of_different_protocols_stand_in_tables_of_their_own(tmp_path: Path) -> None:

@@ -50,7 +50,10 @@ def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train", "loss.lipschitz.weight=ten"], "loss.lipschitz.weight=ten: must be a number >= 0"),
+        (
+            ["train", "loss.regularizer.gradient_penalty.weight=ten"],
+            "weight=ten: must be a number >= 0",
+        ),
         (["train", "-m", "loss=gan,wgan_gp", "loss.n_critic=1,0"], "loss.n_critic=0: must be an integer > 0"),
         (["train", "dataset=mnist"], "dataset.root=data: data/MNIST/raw lacks"),
         (["train", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),

@@ -14,6 +14,7 @@ from tests.conftest import config
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct
 from wganlab.callbacks.compilation import AUTO_CRITIC_STEPS
+from wganlab.data.stream import Batch
 from wganlab.networks.mlp import Critic
 from wganlab.runs import Run
 from wganlab.training import fit
@@ -40,7 +41,9 @@ def losses(folder: Path, *overrides: str) -> list[list[float]]:
         pytest.param(["loss=wgan_clip", *MLP], 50, marks=pytest.mark.slow),
         pytest.param(["loss=wgan_gp", *MLP], 50, marks=pytest.mark.slow),
         pytest.param(["loss=wgan_gp", "loss.n_critic=2", *DCGAN], 10, marks=pytest.mark.slow),
-        pytest.param(["loss=wgan_gp", "loss.lipschitz.inference=true", *DCGAN], 5, marks=pytest.mark.slow),
+        pytest.param(
+            ["loss=wgan_gp", "+loss.regularizer.gradient_penalty.eval_mode=true", *DCGAN], 5, marks=pytest.mark.slow
+        ),
         pytest.param(["training=fixed_generator", "loss=wgan_gp", *TOY], 20, marks=pytest.mark.slow),
     ],
 )
@@ -95,21 +98,21 @@ def test_fifty_steps_are_those_of_a_plain_loop(loss: str) -> None:
     plain.load_state_dict(module.state_dict())
     random = torch.Generator().manual_seed(0)
     reals = [
-        torch.rand(module.n_critic, 16, *construct(settings, "dataset").shape, generator=random).double() * 2 - 1
+        torch.rand(module.loss.n_critic, 16, *construct(settings, "dataset").shape, generator=random).double() * 2 - 1
         for _ in range(50)
     ]
     torch.manual_seed(0)
     optimizers = module.configure_optimizers()
     for batches in reals:
-        module.alternate(batches, *optimizers)
+        module.alternate(Batch(batches), *optimizers)
     torch.manual_seed(0)
     written_out = plain_losses(loss, settings, plain, reals)
     expected = torch.tensor(written_out, dtype=torch.float64)
-    per_step = expected.view(50, module.n_critic + 1)
+    per_step = expected.view(50, module.loss.n_critic + 1)
     torch.testing.assert_close(
-        torch.stack([values[0] for values in module._critic_window]), per_step[:, :-1].flatten(), rtol=1e-10, atol=1e-12
+        torch.stack([values[0] for values in module.window.critic]), per_step[:, :-1].flatten(), rtol=1e-10, atol=1e-12
     )
-    torch.testing.assert_close(torch.stack(module._generator_window), per_step[:, -1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.stack(module.window.generator), per_step[:, -1], rtol=1e-10, atol=1e-12)
 
 
 class Branching(Critic):
@@ -149,7 +152,7 @@ def test_short_runs_are_not_compiled_unless_asked(tmp_path: Path, capsys: pytest
 def gradients(module: AdversarialModule, name: str) -> list[Tensor]:
     torch.manual_seed(0)
     real = torch.rand(16, *module.shape, dtype=module.dtype) * 2 - 1  # type: ignore[arg-type]
-    found, _ = module.differentiate(name, real, module.latents(16))
+    found, _ = module.gradients(name, module.loss.active(0), Batch(real), module.latents(16))
     return [gradient for gradient in found if gradient is not None]
 
 

@@ -78,16 +78,15 @@ def test_real_mnist(real_data: Path) -> None:
 
 def test_stream_shows_every_image_once_an_epoch_in_a_new_order() -> None:
     stream = BatchStream(torch.arange(12), batch_size=4, n_critic=3, steps=3, seed=0)
-    epochs = [batch.flatten().tolist() for batch in stream]
+    epochs = [batch.images.flatten().tolist() for batch in stream]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_stream_drops_the_partial_batch_and_depends_on_the_seed() -> None:
     def first(seed: int) -> list[int]:
-        return (
-            next(iter(BatchStream(torch.arange(11), batch_size=4, n_critic=2, steps=1, seed=seed))).flatten().tolist()
-        )
+        stream = BatchStream(torch.arange(11), batch_size=4, n_critic=2, steps=1, seed=seed)
+        return next(iter(stream)).images.flatten().tolist()
 
     assert len(set(first(0))) == 8
     assert first(0) == first(0)
@@ -102,7 +101,7 @@ def test_stream_continues_where_it_was() -> None:
     batches = iter(stopped)
     head = [next(batches) for _ in range(4)]
     resumed.load_state_dict(stopped.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(whole, [*head, *resumed], strict=True))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, [*head, *resumed], strict=True))
 
 
 def test_stream_refuses_a_batch_larger_than_the_data() -> None:
@@ -301,19 +300,19 @@ def test_real_image_folders(real_data: Path) -> None:
 def test_flips_mirror_half_of_the_images_and_are_part_of_the_stream() -> None:
     images = torch.arange(4000 * 3, dtype=torch.uint8).view(4000, 1, 1, 3)
     options = {"batch_size": 400, "n_critic": 1, "steps": 20, "seed": 0}
-    plain = torch.cat(list(BatchStream(images, **options)))  # type: ignore[arg-type]
-    flipped = torch.cat(list(BatchStream(images, flip=True, **options)))  # type: ignore[arg-type]
+    plain = torch.cat([batch.images for batch in BatchStream(images, **options)])  # type: ignore[arg-type]
+    flipped = torch.cat([batch.images for batch in BatchStream(images, flip=True, **options)])  # type: ignore[arg-type]
     mirrored = (flipped != plain).flatten(2).any(2)
     assert torch.equal(flipped[mirrored], plain[mirrored].flip(-1))
     assert mirrored.float().mean() == pytest.approx(0.5, abs=0.03)
     again = BatchStream(images, flip=True, **options)  # type: ignore[arg-type]
     again.load_state_dict({"step": 13})  # in the second epoch
-    assert torch.equal(torch.cat(list(again)), flipped[13:])
+    assert torch.equal(torch.cat([batch.images for batch in again]), flipped[13:])
 
 
 def test_batches_are_sent_where_the_samples_are_not() -> None:
     samples = torch.zeros(10, 2)
     stream = BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0, device=torch.device("meta"))
     stream.samples = samples  # as on a GPU that is too small for them
-    assert {(batch.device.type, batch.shape) for batch in stream} == {("meta", (2, 4, 2))}
+    assert {(batch.images.device.type, batch.images.shape) for batch in stream} == {("meta", (2, 4, 2))}
     assert stream.fixed_samples(5).device.type == "meta"

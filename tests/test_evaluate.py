@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from tests.conftest import TINY, in_process, wganlab
+from wganlab.metrics import METRICS
 from wganlab.runs import Run
 
 SMALL = ["dataset.size=16", "model.generator.hidden=[16]", "model.critic.hidden=[16]", "logger=csv"]
@@ -53,6 +54,16 @@ def test_close_diagnostics(run: Path) -> None:
     for layer in ("features.1", "head.0"):
         assert value[f"critic/layer_gradient/{layer}"] > 0
         assert value[f"critic/layer_at_bound/{layer}"] == 0
+
+
+def test_the_table_knows_every_column(run: Path) -> None:
+    """But for those of single layers, which are known by their family."""
+    with open(run / "metrics.csv", newline="") as file:
+        _, _, _, _, *columns = next(csv.reader(file))
+    assert {"/".join(column.split("/")[:2]) for column in columns} <= METRICS.keys()
+    for name, metric in METRICS.items():
+        assert not metric.headline or (metric.short_title and metric.direction), name
+        assert format(1.5, metric.format)
 
 
 def evaluate(run: Path, *overrides: str, by: Callable[..., CompletedProcess[str]] = in_process) -> dict:

@@ -12,6 +12,7 @@ from wganlab.build import construct
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import MNIST
 from wganlab.data.toys import Gaussians8, Gaussians25
+from wganlab.metrics import Metric, metric_of, objective_of
 from wganlab.metrics import critic as of_critic
 from wganlab.metrics import features as of
 from wganlab.metrics.extractors import Classifier, Inception, accuracy, hash_of, train
@@ -282,3 +283,16 @@ def test_inception_with_a_file_of_weights(tmp_path: Path) -> None:
     assert features.shape == (2, 2048)
     assert logits.shape == (2, 1008)
     assert extractor.describe()["weights"] == hash_of(*network.state_dict().values())
+
+
+def test_a_search_minimises_fid_or_else_emd() -> None:
+    assert objective_of({"eval/emd": 2.0, "eval/precision": 0.1, "critic/loss": -9.0}) == ("eval/emd", 2.0)
+    assert objective_of({"eval/emd": 2.0, "eval/fid": 30.0, "eval/kid": 0.1}) == ("eval/fid", 30.0)
+    assert objective_of({"critic/loss": -9.0, "mine": 0.0}) is None
+    name, value = objective_of({"eval/fid": None}) or ("", 0.0)
+    assert (name, math.isnan(value)) == ("eval/fid", True), "summary.json has null for what is not finite"
+
+
+def test_unknown_columns_are_neutral() -> None:
+    assert metric_of("mine/score") == Metric("mine/score")
+    assert (metric_of("mine/score").direction, metric_of("mine/score").sign) == (None, 1)

@@ -41,7 +41,7 @@ def test_pairs_make_and_score_every_shape(module: Any, shape: tuple[int, ...], n
     assert critic(images).shape == (2,)
 
 
-def layers(network: nn.Module, kind: type) -> list:
+def layers(network: nn.Module, kind: type | tuple[type, ...]) -> list:
     return [module for module in network.modules() if isinstance(module, kind)]
 
 
@@ -56,7 +56,7 @@ def test_upsample_dcgan_is_the_published_one() -> None:
     assert seen[:4] == [(128, 8, 8), (64, 16, 16), (32, 32, 32), (3, 32, 32)]
     assert seen[4:] == [(32, 16, 16), (64, 8, 8), (128, 4, 4), (128, 4, 4)]
     assert layers(generator, nn.Linear)[0].out_features == 2048
-    assert [round(1 - m.momentum, 2) for m in layers(generator, nn.modules.batchnorm._BatchNorm)] == [
+    assert [round(1 - m.momentum, 2) for m in layers(generator, (nn.BatchNorm1d, nn.BatchNorm2d))] == [
         0.8,
         0.99,
         0.8,
@@ -91,7 +91,7 @@ def test_resnet_is_the_papers() -> None:
     assert len(layers(generator, resnet.Block)) == 3
     assert len(layers(critic, resnet.Block)) == 4
     assert critic.features[3](critic.features[:3](torch.randn(1, 3, 32, 32))).shape == (1, 128, 8, 8)  # type: ignore[index]
-    assert not layers(critic, nn.modules.batchnorm._BatchNorm)
+    assert not layers(critic, (nn.BatchNorm1d, nn.BatchNorm2d))
 
 
 def test_toy_mlp_is_the_papers() -> None:

@@ -158,7 +158,10 @@ def test_a_run_stopped_from_the_notebook_goes_on(made: LoadedRun, tmp_path: Path
         ("loss=gan,wgan_gp", "loss=gan,wgan_gp: wganlab.train makes one run"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: wganlab.train makes one run"),
         ("loss=hinge", "loss=hinge: no such choice; allowed are gan, wgan_clip, wgan_gp"),
-        ("loss.lipschitz.weight=ten", "loss.lipschitz.weight=ten: must be a number"),
+        (
+            "loss.regularizer.gradient_penalty.weight=ten",
+            "weight=ten: must be a number",
+        ),
         ("steps", "steps: not an override of the form key=value"),
         ("hydra.run.dir=here", "hydra.run.dir=here: already holds a run"),
         ("run=nowhere", "run=nowhere: does not exist"),

@@ -1,11 +1,15 @@
 """One run on several processes: the run of one process, in shares."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,17 +17,21 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY, config, wganlab, without_account
-from wganlab import parallel
+from wganlab import environment, parallel
 from wganlab.adversarial import sample_latents
 from wganlab.build import build_module, construct
 from wganlab.data.stream import BatchStream
 from wganlab.networks.layers import Dropout
 from wganlab.regularizers import interpolate
-from wganlab.runs import Run
+from wganlab.runs import Run, find_runs
+from wganlab.schema import ConfigError
+from wganlab.validate import validate
 
 # fp64: Adam divides a gradient by its own size, so that rounding of fp32 soon shows in the third digit
 EXACT = ["dataset=digits", "precision=64-true", "logger=csv", "compile=off", *TINY]
 DDP = ["accelerator=ddp", "accelerator.accelerator=cpu", "accelerator.sync_batchnorm=true"]
+OWN = [sys.executable, "-m", "wganlab"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "wganlab"]
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,7 +48,7 @@ def difference(first: Path, second: Path) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """Ranks of a run: processes that multiprocessing has started."""
+    """Ranks of a run: processes that torch has started, for the command or for torchrun."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -48,14 +56,14 @@ def children(pid: int) -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except (OSError, ValueError):
             continue
-        if parent == pid and b"spawn_main" in command:
+        if parent == pid and (b"spawn_main" in command or b"wganlab" in command):
             found.append(int(entry.name))
     return sorted(found)
 
 
-def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+def begin(*arguments: str, cwd: Path, by: Sequence[str] = OWN, **environment: str) -> subprocess.Popen[str]:
     """A run on two ranks in the background."""
-    command = [sys.executable, "-m", "wganlab", "train", *EXACT, *DDP, *arguments]
+    command = [*by, "train", *EXACT, *DDP, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, env=without_account(cwd) | environment, text=True, **pipes)  # type: ignore[call-overload]
 
@@ -140,7 +148,7 @@ def test_a_signal_stops_all_ranks_after_a_whole_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_that_comes_while_ranks_start_stops_them_after_their_first_step(tmp_path: Path) -> None:
+def test_a_signal_that_comes_while_ranks_start_is_kept(tmp_path: Path) -> None:
     run = begin("loss=gan", "hydra.run.dir=out", "steps=100000", cwd=tmp_path)
     until = time.monotonic() + 120
     while len(children(run.pid)) < 2:
@@ -149,7 +157,7 @@ def test_a_signal_that_comes_while_ranks_start_stops_them_after_their_first_step
     run.send_signal(signal.SIGTERM)
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM after generator step 1 (saved)" in stderr
+    assert stderr.startswith("wganlab: stopped by SIGTERM before its first step")
     assert Run(tmp_path / "out").status["state"] == "stopped"
 
 
@@ -168,16 +176,114 @@ def test_no_rank_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
     assert Run(tmp_path / "out").status["state"] == "interrupted"
 
 
-def test_the_same_command_on_two_nodes_is_one_run(on_two: Path) -> None:
-    nodes = ["accelerator.devices=1", "accelerator.nodes=2", "loss=wgan_clip", "hydra.run.dir=nodes"]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(parallel.find_free_network_port())}
-    first = begin(*nodes, cwd=on_two, NODE_RANK="0", **where)
-    wait_for(on_two / "nodes" / "status.json")  # the second may come later
-    second = begin(*nodes, cwd=on_two, NODE_RANK="1", **where)
-    for node in (first, second):
-        _, stderr = node.communicate(timeout=180)
-        assert node.returncode == 0, stderr
-    assert difference(on_two / "two" / "loss=wgan_clip", on_two / "nodes") < 1e-9
+def test_torchrun_starts_the_jobs_of_a_sweep_one_after_the_other_on_two_ranks(on_two: Path) -> None:
+    sweep = ["-m", "loss=gan,wgan_gp", "hydra.sweep.dir=by-torchrun"]
+    run = begin(*sweep, cwd=on_two, by=TORCHRUN)
+    stdout, stderr = run.communicate(timeout=300)
+    assert run.returncode == 0, stderr
+    assert stdout.count("completed 12 generator steps") == 2  # said once
+    assert {path.name for path in (on_two / "by-torchrun").iterdir()} == {"loss=gan", "loss=wgan_gp", "multirun.yaml"}
+    for loss in ("gan", "wgan_gp"):
+        ours, torchs = on_two / "two" / f"loss={loss}", on_two / "by-torchrun" / f"loss={loss}"
+        assert difference(ours, torchs) < 1e-9
+        assert {path.name for path in ours.rglob("*")} == {path.name for path in torchs.rglob("*")}
+        assert Run(torchs).summary["ranks"] == 2
+    # what rank zero refuses is said once, by it, and ends both
+    run = begin("loss=gan", "hydra.run.dir=by-torchrun/loss=gan", cwd=on_two, by=TORCHRUN)
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 1  # torchrun's
+    (line,) = [line for line in stderr.splitlines() if line.startswith("wganlab:")]
+    assert "already holds a run" in line
+    assert "exitcode  : 2" in stderr
+
+
+def test_torchrun_passes_a_signal_on_to_rank_zero(tmp_path: Path) -> None:
+    arguments = ["loss=gan", "hydra.run.dir=out", "steps=100000", "callbacks.checkpoints.every=2"]
+    run = begin(*arguments, cwd=tmp_path, by=TORCHRUN)
+    wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt")
+    run.send_signal(signal.SIGTERM)
+    _, stderr = run.communicate(timeout=90)
+    assert re.search(r"wganlab: stopped by SIGTERM after generator step \d+ \(saved\)", stderr)
+    assert Run(tmp_path / "out").status["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_rank_of_torchrun_that_is_killed_ends_the_run(tmp_path: Path) -> None:
+    arguments = ["loss=gan", "hydra.run.dir=out", "steps=100000", "callbacks.checkpoints.every=2"]
+    run = begin(*arguments, cwd=tmp_path, by=TORCHRUN)
+    wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt")
+    os.kill(children(run.pid)[1], signal.SIGKILL)
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "wganlab: ChildProcessError: rank 0 has lost another rank; the last checkpoint is good" in stderr
+    assert "exitcode  : -9" in stderr  # torchrun names the rank
+    assert Run(tmp_path / "out").status["state"] == "failed"
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines_makes_one_run(on_two: Path) -> None:
+    where = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *where]
+    arguments = ["loss=wgan_clip", "hydra.run.dir=machines"]
+    runs = [begin(*arguments, cwd=on_two, by=[*launcher, f"--node_rank={n}", "-m", "wganlab"]) for n in (1, 0)]
+    for run in runs:
+        _, stderr = run.communicate(timeout=300)
+        assert run.returncode == 0, stderr
+    assert difference(on_two / "two" / "loss=wgan_clip", on_two / "machines") < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "devices"), [(1, 1), (2, 2)])
+def test_tasks_of_srun_make_one_run(nodes: int, devices: int, on_two: Path) -> None:
+    """One task for each device, and one for each machine that starts the processes of its devices."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": str(nodes), "SLURM_JOB_ID": free_port()}
+    folder = f"srun-{nodes}"
+    arguments = ["loss=wgan_gp", f"hydra.run.dir={folder}", f"accelerator.devices={devices}"]
+    tasks = []
+    for rank in range(2):
+        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank if nodes == 1 else 0)}
+        tasks.append(begin(*arguments, cwd=on_two, **step, **own))
+    said = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert not said[1][0]  # rank zero prints
+    assert Run(on_two / folder).summary["ranks"] == 2 * devices
+    assert difference(on_two / "two" / "loss=wgan_gp", on_two / folder) < 1e-9
+
+
+#: A script that trains from Python, in a thread, where no handler of a signal can be set.
+IN_THREAD = """
+import sys, threading
+import wganlab
+
+def train():
+    print("made", wganlab.train(sys.argv[1:]).summary["ranks"])
+
+if __name__ == "__main__":
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.slow
+def test_python_trains_on_two_ranks_in_a_thread_and_so_does_a_job_of_submitit(on_two: Path) -> None:
+    (on_two / "script.py").write_text(IN_THREAD)
+    command = [sys.executable, "script.py", *EXACT, *DDP, "loss=gan", "hydra.run.dir=from-python"]
+    done = subprocess.run(command, cwd=on_two, env=without_account(on_two), capture_output=True, text=True, timeout=200)
+    assert "made 2" in done.stdout, done.stderr
+    assert difference(on_two / "two" / "loss=gan", on_two / "from-python") < 1e-9
+    where = ["hydra/launcher=submitit_local", "hydra.sweep.dir=submitted"]
+    done = wganlab("train", "-m", *EXACT, *DDP, "loss=gan", *where, cwd=on_two)
+    assert done.returncode == 0, done.stderr
+    (run,) = find_runs([on_two / "submitted"])
+    assert run.summary["ranks"] == 2
+    assert difference(on_two / "two" / "loss=gan", run.folder) < 1e-9
 
 
 @pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
@@ -224,7 +330,7 @@ def test_another_number_of_ranks_is_said_to_be_inexact(on_two: Path) -> None:
     ("overrides", "line"),
     [
         (["batch_size=63"], "batch_size=63: must be a multiple of the 2 devices that share it"),
-        (["accelerator.nodes=2"], "accelerator.nodes=2: each node needs NODE_RANK, MASTER_ADDR, MASTER_PORT"),
+        (["accelerator.nodes=2"], "accelerator.nodes: unknown key"),
         (["accelerator.devices=0"], "accelerator.devices=0: must be an integer > 0"),
     ],
 )
@@ -236,14 +342,45 @@ def test_what_cannot_be_shared_is_refused_in_one_line(overrides: list[str], line
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def both(monkeypatch: pytest.MonkeyPatch, draw: object) -> list[torch.Tensor]:
+def test_what_cannot_be_joined_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(key, value)
+    assert environment.place() == environment.Place(rank=1, world_size=4, local_rank=0, nodes=1)
+    assert environment.devices(1) == environment.devices(4) == 4
+    assert not environment.launches(4)
+    with pytest.raises(ConfigError, match=r"accelerator.devices=3: torchrun has started 4 processes; must be 4"):
+        validate(config("dataset=digits", "accelerator.devices=3"))
+    with pytest.raises(ConfigError, match="batch_size=66: must be a multiple of the 4 devices"):
+        validate(config("dataset=digits", "batch_size=66"))
+
+
+def test_a_batch_script_of_slurm_is_none_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}.items():
+        monkeypatch.setenv(key, value)
+    assert environment.place() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "4")
+    assert environment.devices(2) == 8
+    assert environment.launches(2)
+
+
+def test_batch_norm_with_one_image_for_each_device_is_refused_before_the_start() -> None:
+    wrong = "batch_size=2: leaves one image to each of the 2 devices, and batch norm needs two; must be at least 4, or "
+    for arguments, allowed in (([], False), (["accelerator.sync_batchnorm=true"], True), (["batch_size=4"], True)):
+        settings = config("dataset=digits", *DDP[:2], "batch_size=2", *arguments)
+        with nullcontext() if allowed else pytest.raises(ConfigError, match=wrong):
+            validate(settings)
+
+
+def both(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
     """What each of two ranks draws."""
     drawn = []
-    for rank in range(2):
-        monkeypatch.setattr(parallel, "HERE", parallel.Place(rank, 2))
-        torch.manual_seed(5)
-        drawn.append(draw())  # type: ignore[operator]
-    monkeypatch.setattr(parallel, "HERE", parallel.Place())
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "world_size", lambda: 2)
+        for rank in range(2):
+            patch.setattr(parallel, "rank", lambda rank=rank: rank)
+            torch.manual_seed(5)
+            drawn.append(draw())
     torch.manual_seed(5)
     return drawn
 
@@ -268,7 +405,7 @@ def test_noise_differs_between_ranks_and_is_together_that_of_one_process(monkeyp
 def test_real_images_are_sharded_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     def batches() -> torch.Tensor:
         samples = torch.arange(20.0).view(20, 1)
-        return torch.stack(list(BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0)))
+        return torch.stack([b.images for b in BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0)])
 
     first, second = both(monkeypatch, batches)
     assert first.shape == second.shape == (3, 2, 2, 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, wganlab, without_account
-from wganlab.config import compose_config, jobs
+from tests.conftest import TINY, composed, wganlab, without_account
+from wganlab.config import compose_config
 from wganlab.study import find_study, multirun
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +30,8 @@ TRAIN = [c for c in COMMANDS if c[1] == "train" and "--config-dir" not in c and 
 def test_train_commands_compose(command: list[str]) -> None:
     arguments = command[2:]
     multirun = "-m" in arguments
-    found = jobs([argument for argument in arguments if argument != "-m"], multirun=multirun)
-    assert len(list(found)) == math.prod(argument.count(",") + 1 for argument in arguments if multirun)
+    found = composed([argument for argument in arguments if argument != "-m"], multirun=multirun)
+    assert len(found) == math.prod(argument.count(",") + 1 for argument in arguments if multirun)
 
 
 def test_other_commands_are_known() -> None:
@@ -58,8 +58,8 @@ STUDIES += [
 
 @pytest.mark.parametrize("command", STUDIES, ids=" ".join)
 def test_study_commands_compose(command: list[str]) -> None:
-    arguments, _ = multirun(find_study(command[0]), command[1:])
-    assert list(jobs(arguments[3:], multirun=True, config_dir=arguments[2]))
+    folder = find_study(command[0])
+    assert composed(multirun(folder, command[1:])[0], multirun=True, config_dir=str(folder))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Constraints against closed forms: the gradient of a linear critic is its weight, everywhere."""
+"""Regularizers against closed forms: the gradient of a linear critic is its weight, everywhere."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wganlab.regularizers import (
     GradientPenalty,
-    Unconstrained,
+    Regularizer,
     WeightClipping,
     critic_weights,
     gradient_norms,
@@ -73,13 +73,13 @@ def test_norms_that_published_programs_take(norm: float) -> None:
     assert per_pixel.item() == pytest.approx(2 * (channels - 1).square().mean().item(), rel=1e-4)
 
 
-def test_penalty_in_inference_mode_leaves_the_critic_training() -> None:
+def test_penalty_in_evaluation_mode_leaves_the_critic_training() -> None:
     critic = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0))
     real, fake = torch.randn(2, 16, 4)
     seen: list[bool] = []
     critic[1].register_forward_hook(lambda module, inputs, output: seen.append(module.training))
     before = critic[1].running_mean.clone()  # type: ignore[operator]
-    GradientPenalty(inference=True).penalty(critic, real, fake).backward()
+    GradientPenalty(eval_mode=True).penalty(critic, real, fake).backward()
     assert torch.equal(critic[1].running_mean, before)  # type: ignore[arg-type]
     GradientPenalty().penalty(critic, real, fake)
     assert seen == [False, True]
@@ -178,9 +178,10 @@ def test_clipping_leaves_weights_inside_the_bound_alone() -> None:
     assert critic.weight.flatten().tolist() == pytest.approx([-0.01, 0.003, 0.01])
 
 
-def test_no_constraint_is_neutral() -> None:
+def test_the_base_class_is_neutral() -> None:
     critic = nn.Linear(2, 1)
     before = [parameter.clone() for parameter in critic.parameters()]
-    assert Unconstrained().penalty(critic, *torch.randn(2, 3, 2)).item() == 0
-    Unconstrained().project(critic)
+    assert Regularizer().penalty(critic, *torch.randn(2, 3, 2)).item() == 0
+    Regularizer().project(critic)
+    assert Regularizer().prepare(critic) is critic
     assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))

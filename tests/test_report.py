@@ -10,12 +10,18 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import wganlab
+from wganlab.callbacks.history import History
+from wganlab.report import figures
 from wganlab.report.compare import arms, differing_keys, results
-from wganlab.report.page import markdown_table, write_report
-from wganlab.runs import Run, final_and_best, find_runs
+from wganlab.report.networks import samples_by_epoch
+from wganlab.report.page import write_report
+from wganlab.report.publish import export
+from wganlab.report.tables import latex, latex_table, markdown_table, tables
+from wganlab.runs import Run, Status, final_and_best, find_runs
 from wganlab.schema import ConfigError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -54,7 +60,7 @@ def test_results_csv_agrees_with_the_runs(sweep: Path) -> None:
 def test_differing_keys_are_those_that_differ(sweep: Path) -> None:
     differing = differing_keys(find_runs([sweep]))
     assert differing["loss.n_critic"] == ["1", "5", "5"]
-    assert differing["loss.lipschitz.bound"] == ["–", "0.01", "–"]
+    assert differing["loss.regularizer.weight_clipping.bound"] == ["–", "0.01", "–"]
     assert differing["loss.optimizer.lr"] == ["0.0002", "5e-05", "0.0001"]
     assert not [key for key in differing if not key.startswith("loss.")]
 
@@ -77,13 +83,86 @@ def test_arms_are_named_after_what_differs(runs: list, expected: list[str], tmp_
 
 def test_final_and_best() -> None:
     rows = [
-        {"step": 1, "critic/loss": 3.0},
-        {"step": 2, "critic/loss": 1.0, "eval/emd": 5.0},
-        {"step": 3, "critic/loss": 2.0},
+        {"step": 1, "critic/loss": 3.0, "mine": 1.0},
+        {"step": 2, "critic/loss": 1.0, "eval/emd": 5.0, "eval/precision": 0.9},
+        {"step": 3, "critic/loss": 2.0, "eval/precision": 0.5, "mine": 2.0},
     ]
     outcome = final_and_best(rows)
-    assert outcome["final"] == {"step": 3, "critic/loss": 2.0, "eval/emd": 5.0}
-    assert outcome["best"] == {"critic/loss": {"value": 1.0, "step": 2}, "eval/emd": {"value": 5.0, "step": 2}}
+    final = {"step": 3, "critic/loss": 2.0, "eval/emd": 5.0, "eval/precision": 0.5, "mine": 2.0}
+    assert outcome["final"] == final
+    best = {"critic/loss": 1.0, "eval/emd": 5.0, "eval/precision": 0.9}
+    assert outcome["best"] == {key: {"value": value, "step": 2} for key, value in best.items()}
+
+
+def test_every_column_is_drawn_and_layers_share_a_figure(tmp_path: Path) -> None:
+    head = "step,images_seen,epoch,seconds,critic/loss,eval/fid,mine/speed of $x$,flat,a/layers/1,a/layers/2\n"
+    runs = [
+        Run(
+            make_run(
+                tmp_path / name, {"a": name}, [f"a={name}"], f"{head}1,2,3,4,1,9,{k},0,5,6\n2,4,6,8,2,8,2,0,7,{k}\n"
+            )
+        )
+        for k, name in enumerate("xy", start=1)
+    ]
+    drawn = figures.curves(runs, arms(runs))
+    assert list(drawn) == ["eval/fid", "critic/loss", "mine/speed of $x$", "a/layers"], "scores first, users' own last"
+    lines = [np.asarray(line.get_ydata()).tolist() for line in drawn["a/layers"].axes[0].lines]
+    assert lines == [[7, 1], [7, 2]]
+    assert [tick.get_text() for tick in drawn["a/layers"].axes[0].get_xticklabels()] == ["1", "2"]
+    write_report(runs, tmp_path)
+    assert "mine/speed of $x$" in (tmp_path / "index.html").read_text()
+    export(runs, tmp_path / "pieces")
+    assert (tmp_path / "pieces" / "mine_speed_of__x_.svg").is_file()
+
+
+def test_best_values_are_tabulated_by_direction(tmp_path: Path) -> None:
+    rows = "step,eval/modes,eval/fid,critic/loss,critic/penalty\n1,20,9,1,1\n2,25,5,2,1\n3,23,6,3,1\n"
+    (table,) = tables(results([Run(make_run(tmp_path / "run", {}, [], rows))]))
+    shown = dict(zip(table.head, table.rows[0], strict=True))
+    assert (shown["modes"], shown["highest modes"], shown["modes last − best"]) == ("23", "25", "-2")
+    assert (shown["FID"], shown["lowest FID"], shown["FID last − best"]) == ("6", "5", "1")
+    assert (shown["critic loss"], shown["lowest critic loss"]) == ("3", "1")
+    assert {"critic loss last − best", "Penalty of the critic loss"}.isdisjoint(shown)
+
+
+@pytest.mark.parametrize("state", ["completed", "stopped", "failed"])
+def test_the_state_of_a_run(state: str, tmp_path: Path) -> None:
+    assert Run(make_run(tmp_path / "run", {}, [], state=state)).state == Status(state)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [('{"state": "running"}', "interrupted"), ('{"state": 5}', "unknown")]
+)
+def test_the_state_of_a_killed_run_and_of_a_damaged_one(content: str, expected: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {}, [])
+    (run / "status.json").write_text(content)
+    assert Run(run).state == Status(expected)
+
+
+def test_one_reader_of_metrics(tmp_path: Path) -> None:
+    """Reports leave out values that are not finite; a run that goes on keeps its rows as they were written."""
+    text = "step,images_seen,critic/loss,mine\n1,64,0.50,\n2,128,nan,7\ntorn,1\n3,192,0.25,8\n"
+    run = make_run(tmp_path / "run", {}, [], text)
+    assert Run(run).rows == [
+        {"step": 1, "images_seen": 64, "critic/loss": 0.5},
+        {"step": 2, "images_seen": 128, "mine": 7.0},
+        {"step": 3, "images_seen": 192, "critic/loss": 0.25, "mine": 8.0},
+    ]
+    history = History(every=1)
+    kept = history.restore(run, 2)
+    assert [row["critic/loss"] for row in kept] == ["0.50", "nan"]
+    assert [row["step"] for row in history.rows] == [1, 2]
+    assert history.columns[-1] == "mine"
+
+
+def test_evaluations_are_read_and_damaged_ones_skipped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {}, [])
+    (run / "evaluation").mkdir()
+    record = {"step": 3, "protocol": {"id": "a"}, "scores": {"eval/emd": 1.0}}
+    (run / "evaluation" / "last_a.json").write_text(json.dumps(record))
+    for i, content in enumerate(DAMAGE):
+        (run / "evaluation" / f"last_{i}.json").write_text(content)
+    assert Run(run).evaluations == {"last_a.json": record}
 
 
 def test_half_written_runs_are_shown_for_what_they_are(sweep: Path, tmp_path: Path) -> None:
@@ -200,6 +279,48 @@ def test_export(sweep: Path, tmp_path: Path) -> None:
     assert [line.count("|") for line in table.splitlines()] == [table.splitlines()[0].count("|")] * 5
     assert (tmp_path / "pieces" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "pieces" / "eval_emd.svg").read_text().startswith("<svg")
+    text = latex_table(results(find_runs([sweep])))
+    assert (tmp_path / "pieces" / "table.tex").read_text() == text
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines() if not line.startswith("|---")]
+    rows = [line.removesuffix(" \\\\").split(" & ") for line in text.splitlines() if " & " in line]
+    assert [[latex(cell) for cell in row] for row in cells] == rows
+    assert not list((tmp_path / "pieces").glob("epochs_*")), "no study has asked for samples at epochs"
+
+
+def test_latex_escapes_what_it_would_take_for_commands(tmp_path: Path) -> None:
+    runs = [Run(make_run(tmp_path / a, {"a": a}, [f"a={a}"], "step,eval/fid\n1,2\n")) for a in ("x_y|50%", "z")]
+    assert "a=x\\_y|50\\% & " in latex_table(results(runs))
+    assert "| a=x_y\\|50% | " in markdown_table(results(runs))
+
+
+def test_publish_fills_pages(sweep: Path, tmp_path: Path) -> None:
+    """As ``make readme`` does: the table goes into one page, the files beside another one that it links to."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "README.md").write_text("![curve](eval_emd.svg) [](table.md) [](../README.md)\n")
+    (tmp_path / "README.md").write_text("<!-- table -->\n<!-- end of table -->\n![](demo/eval_emd.svg)\n")
+    shutil.copytree(sweep / "loss=gan", tmp_path / "run")
+    done = wganlab("report", "run", "--publish", "demo/README.md", "README.md", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = markdown_table(results(find_runs([tmp_path / "run"])))
+    assert (
+        tmp_path / "README.md"
+    ).read_text() == f"<!-- table -->\n{table}<!-- end of table -->\n![](demo/eval_emd.svg)\n"
+    assert (tmp_path / "demo" / "table.md").read_text() == table
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"README.md", "eval_emd.svg", "table.md"}
+    done = wganlab("report", "run", "--publish", "nowhere.md", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "wganlab: nowhere.md: no such page; give a file of Markdown\n")
+
+
+def test_samples_at_epochs_are_those_of_images(sweep: Path, tmp_path: Path) -> None:
+    """60 batches of digits are 2.14 epochs; samples after steps 6 and 12 are within a tenth of epochs 1 and 2."""
+    (penalty,) = find_runs([sweep / "loss=wgan_gp"])
+    drawn = samples_by_epoch(penalty, [1, 2, 4])
+    assert drawn is not None
+    assert [axes.get_ylabel() for axes in drawn.axes] == ["epoch 1", "epoch 2"]
+    assert samples_by_epoch(find_runs([sweep / "loss=gan"])[0], [1, 2, 4]) is None, "it saw 0.43 epochs"
+    points = Run(penalty.folder)
+    points.__dict__["shape"] = (2,)
+    assert samples_by_epoch(points, [1, 2]) is None
 
 
 class References(HTMLParser):
@@ -282,7 +403,7 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["loaded"]
     assert seen["rows"] == 3
     assert "completed" in seen["cells"]
-    assert len(seen["figures"]) == 7 + 3, "seven learning curves and three histograms"
+    assert len(seen["figures"]) == 10 + 3, "ten learning curves and three histograms"
     assert min(seen["figures"]) > 100
     assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
 
@@ -299,10 +420,9 @@ def test_page_fits_its_window(width: int, sweep: Path, tmp_path: Path) -> None:
 
 
 def test_clipped_weights_pile_up_at_the_bound(run_of: Callable[[str], Path]) -> None:
-    import numpy as np
     import torch
 
-    from wganlab.report.figures import critic_weights
+    from wganlab.report.networks import critic_weights
 
     weights = critic_weights(torch.load(run_of("wgan_clip") / "checkpoints" / "last.ckpt", weights_only=True))
     counts, _ = np.histogram(weights, bins=101)

@@ -11,11 +11,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pytorch_lightning import Callback, Trainer
 
 from tests.conftest import TINY, config, wganlab
+from wganlab.adversarial import AdversarialModule
+from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.history import COLUMNS
+from wganlab.runs import Run
 from wganlab.training import fit
 
+FIXTURES = Path(__file__).parent / "fixtures" / "version_1"
 LOSSES = {"gan": 1, "wgan_clip": 5, "wgan_gp": 5}
 
 
@@ -154,3 +159,51 @@ def test_long_epochs_end_with_a_row_and_a_line_of_means(tmp_path: Path, capsys: 
         generator, critic = (sum(float(row[f"{net}/loss"]) for row in of_epoch) / 28 for net in ("generator", "critic"))
         assert f"epoch {epoch}  generator {generator:.2f}  critic {critic:.2f}  scores: real" in printed[8]
     assert printed[8].count("epoch ") == 2
+
+
+class Scores(Callback):
+    """Observes the same made-up values in every column, at every tenth step."""
+
+    def __init__(self, *, columns: list[str]) -> None:
+        self.columns = columns
+
+    def on_train_batch_end(self, trainer: Trainer, module: AdversarialModule, *_: object) -> None:  # type: ignore[override]
+        if trainer.global_step % 10 == 0:
+            value = {10: 0.5, 20: 0.2, 30: 0.9, 40: float("nan"), 50: 0.4}[trainer.global_step]
+            module.observed |= dict.fromkeys(self.columns, value)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "best"),
+    [
+        ("eval/precision", "auto", 30),
+        ("eval/fid", "auto", 20),
+        ("mine", "auto", 20),
+        ("mine", "max", 30),
+        ("eval/precision", "min", 20),
+    ],
+)
+def test_the_best_checkpoint_follows_the_direction(monitor: str, mode: str, best: int, tmp_path: Path) -> None:
+    overrides = ["steps=50", "callbacks=none", "logger=csv", "dataset.size=8", "loss=gan", "batch_size=8"]
+    overrides += ["model.generator.hidden=[8]", "model.critic.hidden=[8]", f"+callbacks.scores.columns=[{monitor}]"]
+    overrides += ["+callbacks.scores._target_=tests.test_run_folder.Scores", "+callbacks.checkpoints.every=50"]
+    overrides += ["+callbacks.checkpoints._target_=wganlab.callbacks.checkpoints.Checkpoints"]
+    overrides += [f"+callbacks.checkpoints.monitor={monitor}", f"+callbacks.checkpoints.mode={mode}"]
+    fit(config(*overrides), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert saved["global_step"] == best
+    (state,) = [value for key, value in saved["callbacks"].items() if "Checkpoints" in key]
+    assert state == {"best": {20: 0.2, 30: 0.9}[best]}
+
+
+def test_the_best_so_far_survives_as_version_1_wrote_it() -> None:
+    saved = torch.load(FIXTURES / "gan" / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = [value for key, value in saved["callbacks"].items() if "Checkpoints" in key]
+    checkpoints = Checkpoints(every=1)
+    checkpoints.load_state_dict(state)
+    assert checkpoints.state_dict() == state
+    assert state["best"] == min(row["eval/emd"] for row in Run(FIXTURES / "gan").rows if "eval/emd" in row)
+    never = Checkpoints(every=1, monitor="eval/precision")
+    never.load_state_dict({"best": float("inf")})
+    assert never.state_dict() == {"best": float("inf")} == Checkpoints(every=1).state_dict()
+    assert never.best is None, "infinity is no precision that later ones must exceed"

@@ -7,9 +7,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from tests.conftest import TINY, wganlab
-from wganlab.build import build_module, check, construct
-from wganlab.config import jobs
+from tests.conftest import TINY, plan, wganlab
+from wganlab.build import build_module, construct
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError, leaves
 from wganlab.study import arm_names, find_study, multirun, read_study, studies
@@ -27,11 +26,9 @@ ARMS = [(name, arm) for name, folder in studies().items() for arm in arm_names(f
 
 def arm(study: str, name: str, *overrides: str) -> DictConfig:
     """The plain config of an arm."""
-    arguments, _ = multirun(find_study(study), [f"arms={name}", *STAND_IN.get(study, []), *overrides])
-    assert arguments[:2] == ["-m", "--config-dir"]
-    first, *_ = jobs(arguments[3:], multirun=True, config_dir=arguments[2])
-    check(first)
-    return first
+    folder = find_study(study)
+    arguments, _ = multirun(folder, [f"arms={name}", *STAND_IN.get(study, []), *overrides])
+    return plan(arguments, multirun=True, config_dir=str(folder))[0]
 
 
 @pytest.mark.parametrize(("study", "name"), ARMS, ids=lambda value: value)
@@ -47,23 +44,23 @@ def plain(config: DictConfig) -> dict:
 DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
     "s1_dcgan_mnist": {
         "layer_norm": {"model.critic.norm": "layer"},
-        "training_mode_penalty": {"loss.lipschitz.inference": False},
-        "corrected": {"model.critic.norm": "layer", "loss.lipschitz.inference": False},
+        "training_mode_penalty": {"loss.regularizer.gradient_penalty.eval_mode": False},
+        "corrected": {"model.critic.norm": "layer", "loss.regularizer.gradient_penalty.eval_mode": False},
     },
     "s2_mlp_mnist": {
         "norm_eps": {"model.generator.norm_eps": 1e-5},
-        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
+        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
         "fresh_latents": {"training._target_": "wganlab.adversarial.AdversarialModule"},
         "corrected": {
             "model.generator.norm_eps": 1e-5,
-            "loss.lipschitz.norm_over": "image",
+            "loss.regularizer.gradient_penalty.norm_over": "image",
             "training._target_": "wganlab.adversarial.AdversarialModule",
         },
     },
     "s3_cifar_horses": {
         "linear_critic": {"model.critic.output": "linear"},
-        "norm_per_image": {"loss.lipschitz.norm_over": "image"},
-        "corrected": {"model.critic.output": "linear", "loss.lipschitz.norm_over": "image"},
+        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
+        "corrected": {"model.critic.output": "linear", "loss.regularizer.gradient_penalty.norm_over": "image"},
     },
     "s4_anime_faces": {"corrected": {"model.generator.norm_eps": 1e-5}},
 }
@@ -89,7 +86,7 @@ def test_published_settings() -> None:
     assert s1.training._target_.endswith("SharedPass")
     assert s2.training._target_.endswith("ReusedLatents")
     assert s1.model.latent == "uniform"
-    assert all(c.loss.lipschitz.weight == 10 for c in (s1, s2, s3))
+    assert all(c.loss.regularizer.gradient_penalty.weight == 10 for c in (s1, s2, s3))
 
 
 def test_published_networks() -> None:
@@ -144,7 +141,7 @@ def test_a_users_own_study(tmp_path: Path) -> None:
         multirun(find_study(str(own)), [])
     (own / "arms" / "one.yaml").write_text("# @package _global_\nsteps: 3\n")
     arguments, _ = multirun(find_study(str(own)), ["logger=csv"])
-    assert arguments[3:] == ["+arms=one", "seed=0,1", "hydra.sweep.dir=outputs/study/mine", "logger=csv"]
+    assert arguments == ["+arms=one", "seed=0,1", "hydra.sweep.dir=outputs/study/mine", "logger=csv"]
     (own / "study.yaml").write_text("question: Does it?\nswep: 1\n")
     with pytest.raises(ConfigError, match=r"study.yaml: swep: unknown key; allowed are question, sweep"):
         read_study(own)

@@ -14,10 +14,11 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import config, wganlab, without_account
-from wganlab.cli import resume
-from wganlab.config import check_same_job
+from wganlab.folders import check_same_run
+from wganlab.launch import resume
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
+from wganlab.validate import validate
 
 SABOTEUR = '''
 import os, signal, sys
@@ -227,29 +228,31 @@ def test_foreign_and_damaged_checkpoints_are_refused_without_running_them(
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(trained: Path) -> None:
     """A limit on the size of files stands for the disk: a checkpoint does not fit, metrics.csv does."""
-    path = trained / "run" / "checkpoints" / "last.ckpt"
+    shutil.copytree(trained / "run", trained / "full")
+    path = trained / "full" / "checkpoints" / "last.ckpt"
     whole = path.read_bytes()
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(whole) // 2},) * 2); "
-        "sys.argv = ['wganlab', 'train', 'run=run', 'steps=30']; from wganlab.cli import main; main()"
+        "sys.argv = ['wganlab', 'train', 'run=full', 'steps=30']; from wganlab.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", limited], cwd=trained, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "OSError" in done.stderr
     assert path.read_bytes() == whole
-    assert not list((trained / "run" / "checkpoints").glob("*.part"))
-    assert Run(trained / "run").status["state"] == "failed"
+    assert not list((trained / "full" / "checkpoints").glob("*.part"))
+    assert Run(trained / "full").status["state"] == "failed"
 
 
 def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / ".hydra").mkdir(parents=True)
-    now = OmegaConf.to_container(config("logger=csv"), resolve=False)
-    before = OmegaConf.create(now)
-    del before.accelerator.nodes, before.callbacks.diagnostics.detailed, before.hold_out
+    now = config("logger=csv")
+    validate(now)
+    before = now.copy()
+    del before.accelerator.sync_batchnorm, before.callbacks.diagnostics.detailed, before.hold_out
     OmegaConf.save(before, folder / ".hydra" / "config.yaml")
-    check_same_job(folder, now, "run")  # type: ignore[arg-type]
-    other = OmegaConf.to_container(config("logger=csv", "hold_out=3"), resolve=False)
-    with pytest.raises(ConfigError, match=r"hold_out=3: cannot change in a run that is continued; it is absent"):
-        check_same_job(folder, other, "run")  # type: ignore[arg-type]
+    check_same_run(folder, now, "run")
+    other = config("logger=csv", "hold_out=3")
+    with pytest.raises(ConfigError, match=r"hold_out=3: cannot change in a run that is continued; it is 0"):
+        check_same_run(folder, other, "run")

@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.conftest import config, wganlab
-from wganlab.build import build_module, check, construct
+from wganlab.build import build_module, construct
 from wganlab.data.stream import EndlessStream
 from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, Points, SwissRoll
 from wganlab.distances import js, sliced_wasserstein
 from wganlab.pictures import SURFACE, value_surface
 from wganlab.training import fit
+from wganlab.validate import validate
 
 
 def draw(source: Points, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -79,17 +80,17 @@ def stream(n_critic: int = 2, steps: int = 50, seed: int = 5) -> EndlessStream:
 
 def test_an_endless_stream_never_repeats_and_continues_where_it_was() -> None:
     whole, stopped, resumed = list(stream(steps=80)), stream(steps=80), stream(steps=80)
-    assert len({tuple(point) for batch in whole for point in batch.flatten(0, 1).tolist()}) == 80 * 2 * 3
+    assert len({tuple(point) for batch in whole for point in batch.images.flatten(0, 1).tolist()}) == 80 * 2 * 3
     batches = iter(stopped)
     head = [next(batches) for _ in range(40)]
     resumed.load_state_dict(stopped.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(whole, [*head, *resumed], strict=True))
-    assert not torch.equal(whole[0], next(iter(stream(seed=6))))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, [*head, *resumed], strict=True))
+    assert not torch.equal(whole[0].images, next(iter(stream(seed=6))).images)
 
 
 def test_an_endless_stream_shows_the_same_points_whatever_n_critic() -> None:
     """Five batches of one step may lie in two blocks."""
-    one, five = (torch.cat([b.flatten() for b in stream(n, 100 // n)]) for n in (1, 5))
+    one, five = (torch.cat([b.images.flatten() for b in stream(n, 100 // n)]) for n in (1, 5))
     assert torch.equal(one, five)
 
 
@@ -110,7 +111,7 @@ def toy(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("dataset", ["gaussians8", "gaussians25", "swiss_roll"])
 def test_toys_train_and_are_drawn(dataset: str, tmp_path: Path) -> None:
     settings = toy(f"dataset={dataset}")
-    check(settings)
+    validate(settings)
     summary = fit(settings, tmp_path)
     assert 0 < summary["final"]["eval/emd"] < 10
     assert summary["final"]["eval/emd_real"] < 1
@@ -124,7 +125,7 @@ def test_toys_train_and_are_drawn(dataset: str, tmp_path: Path) -> None:
 def test_fixed_generator_trains_the_critic_alone(tmp_path: Path) -> None:
     fit(toy("training=fixed_generator", "dataset.n=32"), tmp_path)  # fewer points than are drawn for a picture
     settings = toy("training=fixed_generator", "dataset=swiss_roll")
-    check(settings)
+    validate(settings)
     module = build_module(settings, construct(settings, "dataset"))
     assert not list(module.generator.parameters())
     (tmp_path / "endless").mkdir()
@@ -174,7 +175,7 @@ def test_bad_toys_are_refused(overrides: list[str], message: str) -> None:
 
     settings = config("dataset=gaussians8", "batch_size=32", *overrides)
     with pytest.raises(ConfigError, match=message):
-        check(settings)
+        validate(settings)
 
 
 class Normal(Points):

@@ -11,7 +11,8 @@ import pytest
 from tests.test_report import make_run
 from wganlab.files import write_json
 from wganlab.report import tuning
-from wganlab.report.page import export, write_report
+from wganlab.report.page import write_report
+from wganlab.report.publish import export
 from wganlab.runs import Run, find_runs
 
 

@@ -21,7 +21,7 @@ from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
 from wganlab.report.claims import decide, read_claims
 from wganlab.runs import Run
-from wganlab.study import publish
+from wganlab.study import log_verdicts
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "wandb_sweep.yaml"
 
@@ -138,7 +138,7 @@ def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     found = synthetic_runs(tmp_path / "study", {"a": [10.0, 11.0, 12.0], "b": [20.0, 21.0, 22.5]})
     verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found)
-    publish(tmp_path / "study", found, verdicts)
+    log_verdicts(tmp_path / "study", found, verdicts)
     text = inspect(tmp_path / "study") + inspect(tmp_path / "study", "--summary")
     assert '"verdicts"' in text
     assert "A is better than B" in text

@@ -15,8 +15,10 @@ import torch
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from wganlab import parallel
+from wganlab.schema import InvalidValueError
 
 # Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
 # every optimizer step of torch then looks for NVIDIA's library anew, which takes longer than a small step itself.
@@ -30,9 +32,7 @@ def build_trainer(
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     devices: PositiveInt = 1,
-    nodes: PositiveInt = 1,
     precision: Precision = "32-true",
-    strategy: Literal["auto", "ddp"] = "auto",
     sync_batchnorm: bool = False,
     matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
     deterministic: bool = False,
@@ -43,20 +43,21 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
 
-    Several ``devices``, on each of several ``nodes``, share every batch: each has a process of its own
-    (:mod:`wganlab.parallel`) with a Trainer for it alone. ``sync_batchnorm`` takes the statistics of batch norm over
-    the whole batch, not over the share of a device. ``strategy`` says nothing that these do not say.
+    Several ``devices`` share every batch: each has a process of its own (:mod:`wganlab.torchrun`) with a Trainer for it
+    alone. ``sync_batchnorm`` takes the statistics of batch norm over the whole batch, not over the rows of one device.
 
     ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy and is faster, else "highest".
     ``deterministic`` makes torch refuse kernels whose results vary from run to run; only GPUs have such.
-    Raises ValueError when the machine has no such accelerator.
+    These settings and malloc's limits are the process', and are made here only. Raises ValueError when the machine has
+    no such accelerator.
     """
     quiet_lightning()
     check_machine(accelerator, precision, devices)
     trainer = Trainer(
         accelerator=accelerator,
-        devices=[parallel.local_rank()] if parallel.world_size() > 1 and backend(accelerator) == "nccl" else 1,
+        devices=[parallel.local_rank()] if parallel.world_size() > 1 and uses_cuda(accelerator) else 1,
+        plugins=[LightningEnvironment()],  # it would look for torchrun and Slurm, which are not for it to serve
         precision="bf16-mixed" if precision == "bf16" else precision,
         deterministic=deterministic,
         max_steps=max_steps,
@@ -77,19 +78,21 @@ def build_trainer(
 
 
 def check_machine(accelerator: str, precision: str, devices: int) -> None:
-    """Raises ValueError when this machine cannot compute so."""
+    """Raises ValueError when this machine cannot compute so. Changes nothing."""
     if accelerator not in available():
-        raise ValueError(f"accelerator={accelerator}: this machine has none; allowed here: {', '.join(available())}")
+        raise InvalidValueError(
+            "accelerator", accelerator, f"this machine has none; allowed here: {', '.join(available())}"
+        )
     if precision == "16-mixed" and (accelerator == "cpu" or "gpu" not in available()):
-        raise ValueError("precision=16-mixed: needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
+        raise InvalidValueError("precision", precision, "needs a GPU; allowed here: 32-true, bf16-mixed, 64-true")
     gpus = 0 if accelerator == "cpu" or "gpu" not in available() else max(1, torch.cuda.device_count())
     if gpus and devices > gpus:
-        raise ValueError(f"devices={devices}: this machine has {gpus} GPUs; allowed are at most so many")
+        raise InvalidValueError("devices", devices, f"this machine has {gpus} GPUs; allowed are at most so many")
 
 
-def backend(accelerator: str) -> Literal["gloo", "nccl"]:
-    """How the processes of a run on several devices talk to each other."""
-    return "nccl" if accelerator != "cpu" and torch.cuda.is_available() else "gloo"
+def uses_cuda(accelerator: str) -> bool:
+    """Whether a run computes on NVIDIA's GPUs."""
+    return accelerator != "cpu" and torch.cuda.is_available()
 
 
 def available() -> list[str]:

@@ -1,13 +1,11 @@
-"""The training loop: who updates when. It knows no method by name.
+"""The training loop: Algorithm 1 of the papers. It knows no method by name.
 
-:class:`AdversarialModule` is Algorithm 1 of the papers. The classes after it are what published programs and figures do
-instead, each a choice of conf/training/.
+:mod:`wganlab.alternation` holds other orders in which the two networks are updated.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import PositiveInt
@@ -16,14 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wganlab import parallel
-from wganlab.data.stream import to_unit_range
-from wganlab.networks.layers import evaluation_mode
-from wganlab.objectives import FeatureMatching, Objective
-from wganlab.regularizers import Unconstrained
+from wganlab.augmentation import Augmentation
+from wganlab.averaging import Averaging
+from wganlab.contracts import Latent, Loss, critic_steps
+from wganlab.data.stream import Batch, to_unit_range
+from wganlab.networks.layers import ImageCritic, evaluation_mode, takes_labels
+from wganlab.window import Record, Window
 
-Latent = Literal["normal", "uniform"]
-#: What a step leaves for the record: scalars without a graph, on the device.
-Noted = tuple[Tensor, ...]
+Gradients = Sequence[Tensor | None]
 
 
 def sample_latents(
@@ -44,47 +42,59 @@ def sample_latents(
 class AdversarialModule(LightningModule):
     """Alternates ``n_critic`` critic steps, each on fresh real images, with one generator step on fresh latents.
 
-    ``training_step`` receives real images as stored, shape (n_critic, batch, *shape), and makes one generator
-    step: the unit of time. ``trainer.global_step`` counts generator steps. ``optimizer`` holds, under
-    "generator" and "critic", what makes an optimizer from a network's parameters.
-
-    ``shape`` is that of one sample and ``fingerprint`` a hash of all, both noted in checkpoints. ``observed`` collects
-    what observers measured at the current step; :meth:`window_means` yields the training metrics averaged since the
-    last call. ``compiled`` holds, by name of the network, functions that stand in for the gradients of its objective.
+    ``training_step`` receives the real images of one generator step, the unit of time: ``trainer.global_step`` counts
+    generator steps. ``shape`` is that of one sample and ``fingerprint`` a hash of all, both noted in checkpoints.
+    ``labels`` are those of the data, kept for networks that take labels. ``observed`` collects what observers measured
+    at the current step; :meth:`window_means` yields the training metrics averaged since the last call. ``compiled``
+    holds, by network and active regularizers, functions that stand in for the gradients of its objective.
     """
 
     #: Whether the two objectives say all that is differentiated, so that they can be compiled.
     compilable = True
+    #: Whether the generator is trained, and there is one to sample from afterwards.
+    trains_generator = True
 
     def __init__(
         self,
         *,
         generator: nn.Module,
         critic: nn.Module,
-        objective: Objective,
-        lipschitz: Unconstrained,
-        optimizer: Mapping[str, Any],
-        n_critic: PositiveInt,
         latent_dim: PositiveInt,
         latent: Latent = "normal",
-        feature_matching: FeatureMatching | None = None,
+        loss: Loss,
+        averaging: Averaging | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generator, self.critic = generator, critic
-        self.objective, self.lipschitz, self.feature_matching = objective, lipschitz, feature_matching
-        self.make_optimizer = optimizer
-        self.n_critic, self.latent_dim, self.latent = n_critic, latent_dim, latent
+        self.latent_dim, self.latent, self.loss = latent_dim, latent, loss
+        self.averaging, self.augmentation = averaging, augmentation
+        if averaging is not None:
+            averaging.start(generator)
+        self.conditional = {"generator": takes_labels(generator), "critic": takes_labels(critic)}
+        self.critic_steps = critic_steps(loss.n_critic, loss.warmup)
+        self.critic_step_count = 0
         self.shape: tuple[int, ...] = ()
         self.fingerprint = ""
+        self.labels: Tensor | None = None
         self.observed: dict[str, float] = {}
         self.scaler: Any = None  # of fp16 losses
-        self.compiled: dict[str, Callable[..., tuple[Sequence[Tensor | None], Noted]]] = {}
-        self._critic_window: list[Noted] = []
-        self._generator_window: list[Tensor] = []
+        self.compiled: dict[tuple[str, tuple[str, ...]], Callable[..., tuple[Gradients, Record]]] = {}
+        self.window = Window()
 
-    def configure_optimizers(self) -> list[Optimizer]:
-        return [self.make_optimizer[name](getattr(self, name).parameters()) for name in ("generator", "critic")]
+    def configure_optimizers(self) -> Any:
+        optimizers = {
+            name: self.loss.optimizer[name](getattr(self, name).parameters()) for name in ("generator", "critic")
+        }
+        return self.with_schedules(optimizers)
+
+    def with_schedules(self, optimizers: Mapping[str, Optimizer]) -> Any:
+        """Optimizers as Lightning wants them, with the schedules of their learning rates where there are any."""
+        in_order = list(optimizers.values())
+        if not self.loss.schedule:
+            return in_order
+        return in_order, [make(optimizers[name]) for name, make in self.loss.schedule.items()]
 
     def on_fit_start(self) -> None:
         self.scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -92,15 +102,20 @@ class AdversarialModule(LightningModule):
     def on_train_start(self) -> None:
         parallel.broadcast(self.parameters())  # the same already, but where machines differ
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch  # the stream has sent it
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
         checkpoint["fingerprint"] = self.fingerprint
-        checkpoint["window"] = [[list(values) for values in self._critic_window], self._generator_window]
+        checkpoint["window"] = self.window.state()
+        checkpoint["critic_steps"] = self.critic_step_count
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        critic, generator = checkpoint["window"]
-        self._critic_window = [tuple(value.to(self.device) for value in values) for values in critic]
-        self._generator_window = [value.to(self.device) for value in generator]
+        n_critic = self.loss.n_critic
+        self.window = Window.restored(checkpoint["window"], n_critic=n_critic, device=self.device)
+        # version 1 did not count, for it had no other number of critic steps than n_critic
+        self.critic_step_count = checkpoint.get("critic_steps", checkpoint["global_step"] * n_critic)
 
     def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own.
@@ -114,10 +129,36 @@ class AdversarialModule(LightningModule):
 
     @torch.no_grad()
     def generate(self, n: int, *, seed: int = 0) -> Tensor:
-        """n samples (n, *shape) of the generator in inference mode, always the same for a seed and its weights."""
-        latents = self.latents(n, generator=torch.Generator(self.device).manual_seed(seed))
-        with evaluation_mode(self.generator):
-            return torch.cat([self.generator(part) for part in latents.split(512)])
+        """n samples (n, *shape) of the generator in evaluation mode, always the same for a seed and its weights.
+
+        They are those of the averaged generator where there is one. Labels are drawn from those of the data.
+        """
+        random = torch.Generator(self.device).manual_seed(seed)
+        latents = self.latents(n, generator=random)
+        labels = None
+        if self.conditional["generator"]:
+            assert self.labels is not None, "a generator that takes labels is shown with those of its data"
+            rows = torch.randint(len(self.labels), (n,), generator=random, device=self.device)
+            labels = self.labels.to(self.device)[rows]
+        network = self.generator if self.averaging is None else self.averaging.network
+        with evaluation_mode(network):
+            parts = [slice(start, start + 512) for start in range(0, n, 512)]
+            return torch.cat(
+                [self.fake(latents[part], None if labels is None else labels[part], network) for part in parts]
+            )
+
+    def fake(self, latents: Tensor, labels: Tensor | None, network: nn.Module | None = None) -> Tensor:
+        """Images of the generator; labels (n,) reach it only if its ``forward`` takes them."""
+        network = network or self.generator
+        return network(latents, labels=labels) if self.conditional["generator"] else network(latents)
+
+    def scorer(self, labels: Tensor | None, *, augmented: bool = True) -> nn.Module:
+        """The critic as a function of images alone: labels are bound, and images augmented, where that applies."""
+        augmentation = self.augmentation if augmented else None
+        labels = labels if self.conditional["critic"] else None
+        if labels is None and augmentation is None:
+            return self.critic
+        return ImageCritic(self.critic, labels, augmentation)
 
     def critic_latents(self, real: Tensor) -> Tensor:
         """Latents of the critic step on ``real``."""
@@ -131,7 +172,7 @@ class AdversarialModule(LightningModule):
         """Real images as stored, in [-1, 1] and in the precision of the networks."""
         return to_unit_range(real, self.dtype)  # type: ignore[arg-type]
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         generator_optimizer, critic_optimizer = self.optimizers()  # type: ignore[attr-defined]
         # Lightning counts every step of its optimizers as a global step: with the critic's out of its sight, the
         # trainer, its checkpoints and its loggers all count generator steps.
@@ -140,50 +181,66 @@ class AdversarialModule(LightningModule):
         else:
             critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
         parallel.broadcast(self.buffers())  # running statistics, of which the first rank's are saved
-        self.alternate(self.scaled(batch), generator_optimizer, critic_optimizer)
+        self.alternate(Batch(self.scaled(batch.images), batch.labels), generator_optimizer, critic_optimizer)
+        self.window.end_step(len(batch.images))
+        if self.loss.schedule:
+            schedules = self.lr_schedulers()
+            for schedule in schedules if isinstance(schedules, list) else [schedules]:
+                schedule.step()  # type: ignore[union-attr]
+        if self.averaging is not None:
+            self.averaging.update(self.generator, self.trainer.train_dataloader.images_seen)  # type: ignore[union-attr]
 
-    def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
-        """All updates of one generator step, on real images (n_critic, batch, *shape) in [-1, 1]."""
-        for real in reals:
-            latents = self.critic_latents(real)
+    def alternate(self, batches: Batch, generator_optimizer: Any, critic_optimizer: Any) -> None:
+        """All updates of one generator step, on real images (critic steps, batch, *shape) in [-1, 1]."""
+        for real in batches.split():
+            latents = self.critic_latents(real.images)
             self.critic_step(real, latents, critic_optimizer)
         self.generator_step(real, self.generator_latents(latents), generator_optimizer)
 
-    def critic_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
+    def critic_step(self, real: Batch, latents: Tensor, optimizer: Any) -> None:
         """One step of the critic on real images (batch, *shape) and the images of as many latents."""
-        self._critic_window.append(self.descend("critic", optimizer, real, latents))
-        self.lipschitz.project(self.critic)
+        active = self.loss.active(self.critic_step_count)
+        self.window.critic.append(self.step("critic", optimizer, real, latents, active))
+        self.after_critic_step()
 
-    def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
+    def after_critic_step(self) -> None:
+        """Project the weights of the critic, and count its step."""
+        for part in self.loss.regularizer.values():
+            part.project(self.critic)
+        self.critic_step_count += 1
+
+    def generator_step(self, real: Batch, latents: Tensor, optimizer: Any) -> None:
         """One step of the generator on latents; ``real`` are images that the critic has just seen."""
-        self._generator_window += self.descend("generator", optimizer, real, latents)
+        self.window.generator += self.step("generator", optimizer, real, latents)
 
-    def descend(self, name: str, optimizer: Any, real: Tensor, latents: Tensor) -> Noted:
-        """One optimizer step of a network down the gradient of its objective; returns what is to be noted of it."""
-        gradients, noted = self.compiled.get(name, functools.partial(self.differentiate, name))(real, latents)
-        return self.update(name, optimizer, gradients, noted)
+    def step(self, name: str, optimizer: Any, real: Batch, latents: Tensor, active: tuple[str, ...] = ()) -> Record:
+        """One optimizer step of a network down the gradient of its objective."""
+        gradients_of = self.compiled.get((name, active)) or functools.partial(self.gradients, name, active)
+        gradients, record = gradients_of(real, latents)
+        return self.update(name, optimizer, gradients, record)
 
-    def differentiate(self, name: str, real: Tensor, latents: Tensor) -> tuple[Sequence[Tensor | None], Noted]:
-        """The gradient of a network's objective, one tensor per parameter, and what is to be noted of the objective."""
-        loss, noted = getattr(self, f"{name}_objective")(real, latents)
-        return self.gradient(name, loss), noted
+    def gradients(self, name: str, active: tuple[str, ...], real: Batch, latents: Tensor) -> tuple[Gradients, Record]:
+        """The gradient of a network's objective, one tensor per parameter, and the record of the objective."""
+        objective = functools.partial(self.critic_objective, active) if name == "critic" else self.generator_objective
+        loss, record = objective(real, latents)
+        return self.gradient(name, loss), record
 
-    def gradient(self, name: str, loss: Tensor, *, again: bool = False) -> Sequence[Tensor | None]:
-        """d loss / d parameters of a network, and of no other; ``again`` keeps the graph for another gradient."""
+    def gradient(self, name: str, loss: Tensor, *, retain_graph: bool = False) -> Gradients:
+        """d loss / d parameters of a network, and of no other."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        return torch.autograd.grad(scaled, self.weights[name], retain_graph=again, allow_unused=True)
+        return torch.autograd.grad(scaled, self.weights[name], retain_graph=retain_graph, allow_unused=True)
 
-    def update(self, name: str, optimizer: Any, gradients: Sequence[Tensor | None], noted: Noted) -> Noted:
-        """Step the optimizer of a network with these gradients, and return what was noted: means over all ranks."""
-        averaged = parallel.all_reduce_mean([*gradients, *noted])
-        gradients, noted = averaged[: len(gradients)], tuple(averaged[len(gradients) :])
+    def update(self, name: str, optimizer: Any, gradients: Gradients, record: Record) -> Record:
+        """Step the optimizer of a network with these gradients, and return the record: means over all ranks."""
+        averaged = parallel.all_reduce_mean([*gradients, *record])
+        gradients, record = averaged[: len(gradients)], tuple(averaged[len(gradients) :])
         for parameter, gradient in zip(self.weights[name], gradients, strict=True):
             # autograd.grad and compiled code may lay a gradient out in another way; fused optimizers would not notice
             if gradient is not None and gradient.stride() != parameter.stride():
                 gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient
         optimizer.step()
-        return noted
+        return record
 
     @functools.cached_property
     def weights(self) -> dict[str, list[nn.Parameter]]:
@@ -193,32 +250,56 @@ class AdversarialModule(LightningModule):
             for name in ("generator", "critic")
         }
 
-    def critic_objective(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Noted]:
-        """What the critic minimises, and what is to be noted of it."""
+    def critic_objective(self, active: tuple[str, ...], real: Batch, latents: Tensor) -> tuple[Tensor, Record]:
+        """What the critic minimises, and the record of it."""
         with torch.no_grad():  # the critic's loss is no business of the generator
-            fake = self.generator(latents)
+            fake = self.fake(latents, real.labels)
         if getattr(self.critic, "samplewise", False):  # one pass costs less than two
-            scores = self.critic(torch.cat([real, fake])).chunk(2)
+            labels = None if real.labels is None else real.labels.repeat(2)
+            scores = self.scorer(labels)(torch.cat([real.images, fake])).chunk(2)
         else:
-            scores = self.critic(real), self.critic(fake)
-        return self.critic_loss(real, fake, *scores)
+            critic = self.scorer(real.labels)
+            scores = critic(real.images), critic(fake)
+        return self.critic_loss(active, real, fake, *scores)
 
-    def generator_objective(self, real: Tensor, latents: Tensor) -> tuple[Tensor, Noted]:
-        """What the generator minimises, and what is to be noted of it."""
-        fake = self.generator(latents)
-        loss = self.generator_loss(real, fake, self.critic(fake))
+    def generator_objective(self, real: Batch, latents: Tensor) -> tuple[Tensor, Record]:
+        """What the generator minimises, and the record of it."""
+        fake = self.fake(latents, real.labels)
+        loss = self.generator_loss(real, fake, self.scorer(real.labels)(fake))
         return loss, (loss.detach(),)
 
-    def critic_loss(self, real: Tensor, fake: Tensor, real_scores: Tensor, fake_scores: Tensor) -> tuple[Tensor, Noted]:
-        """The critic's loss, and for the record: loss, penalty, mean real and mean fake score."""
-        penalty = self.lipschitz.penalty(self.critic, real, fake)
-        loss = self.objective.critic_loss(real_scores, fake_scores) + penalty
+    def critic_loss(
+        self, active: tuple[str, ...], real: Batch, fake: Tensor, real_scores: Tensor, fake_scores: Tensor
+    ) -> tuple[Tensor, Record]:
+        """The critic's loss, and the record of it: loss, penalty, mean real and mean fake score."""
+        penalty = self.penalty(active, real, fake)
+        loss = self.loss.objective.critic_loss(real_scores, fake_scores) + penalty
         return loss, (loss.detach(), penalty.detach(), real_scores.detach().mean(), fake_scores.detach().mean())
 
-    def generator_loss(self, real: Tensor, fake: Tensor, fake_scores: Tensor) -> Tensor:
-        """The generator's loss."""
-        loss = self.objective.generator_loss(fake_scores)
-        return self.feature_matching(loss, self.critic, real, fake) if self.feature_matching else loss
+    def penalty(self, active: tuple[str, ...], real: Batch, fake: Tensor) -> Tensor:
+        """The sum of the active penalties, each weighted by the number of steps that it stands for."""
+        total: Tensor | None = None
+        critic = self.scorer(real.labels)
+        for part in (self.loss.regularizer[name] for name in active):
+            term = part.penalty(critic, real.images, fake)
+            term = term if part.every == 1 else part.every * term
+            total = term if total is None else total + term
+        return real.images.new_zeros(()) if total is None else total
+
+    def generator_loss(
+        self, real: Batch, fake: Tensor, fake_scores: Tensor, real_scores: Tensor | None = None
+    ) -> Tensor:
+        """The generator's loss; a relativistic one takes real scores, computed here where they are not given."""
+        objective, critic = self.loss.objective, self.scorer(real.labels)
+        if getattr(objective, "relativistic", False):
+            if real_scores is None:
+                with torch.no_grad():
+                    real_scores = critic(real.images)
+            loss = objective.generator_loss(fake_scores, real_scores)  # type: ignore[call-arg]
+        else:
+            loss = objective.generator_loss(fake_scores)
+        matching = self.loss.feature_matching
+        return matching(loss, critic, real.images, fake) if matching else loss
 
     def first_not_finite(self, steps: int) -> tuple[str, float, int] | None:
         """What is not finite in the last so many steps since the last row: its name, its value, and how many steps ago.
@@ -227,102 +308,16 @@ class AdversarialModule(LightningModule):
         and scales alone where there are any: what goes wrong on the way back passes through them, and to read all
         takes a twentieth of a step. None when all is well.
         """
-        generator = self._generator_window[-steps:]
-        critic = [loss for loss, *_ in self._critic_window[-self.n_critic * len(generator) :]]
-        if not torch.isfinite(torch.stack(critic + generator)).all():
-            for i in range(len(generator)):
-                named = [("critic/loss", loss) for loss in critic[i * self.n_critic : (i + 1) * self.n_critic]]
-                for name, loss in [*named, ("generator/loss", generator[i])]:
-                    if not math.isfinite(loss.item()):
-                        return name, loss.item(), len(generator) - 1 - i
+        if found := self.window.first_not_finite(steps):
+            return found
         for name in ("critic", "generator"):
             gradients = [p.grad for p in self.weights[name] if p.grad is not None]
             gradients = [gradient for gradient in gradients if gradient.dim() < 2] or gradients
-            norm = torch.stack(torch._foreach_norm(gradients)).sum().item() if gradients else 0.0
-            if not math.isfinite(norm):
-                return f"the norm of the {name}'s gradient", norm, 0
+            norm = nn.utils.get_total_norm(gradients)
+            if not torch.isfinite(norm):
+                return f"the norm of the {name}'s gradient", norm.item(), 0
         return None
 
     def window_means(self) -> dict[str, float]:
-        """Training metrics averaged over all steps since the last call (one transfer from the device).
-
-        ``critic/wasserstein_estimate`` is the gap between mean real and mean fake score: the W1 distance times
-        the critic's Lipschitz constant at best, and not comparable between constraints that leave it free.
-        """
-        loss, penalty, real, fake = (
-            torch.stack([torch.stack(values) for values in zip(*self._critic_window, strict=True)]).mean(1).tolist()
-        )
-        generator_loss = torch.stack(self._generator_window).mean().item()
-        self._critic_window, self._generator_window = [], []
-        return {
-            "critic/loss": loss,
-            "critic/wasserstein_estimate": real - fake,
-            "critic/penalty": penalty,
-            "critic/real_score": real,
-            "critic/fake_score": fake,
-            "generator/loss": generator_loss,
-        }
-
-
-class SharedPass(AdversarialModule):
-    """Takes both gradients from one forward pass: the generator's loss uses the critic before its update.
-
-    So does the walk-through of MNIST with a DCGAN. With ``n_critic`` above one, the last critic step is the shared one.
-    """
-
-    compilable = False
-
-    def alternate(self, reals: Tensor, generator_optimizer: Any, critic_optimizer: Any) -> None:
-        *before, real = reals
-        for earlier in before:
-            self.critic_step(earlier, self.critic_latents(earlier), critic_optimizer)
-        fake = self.generator(self.critic_latents(real))
-        real_scores, fake_scores = self.critic(real), self.critic(fake)
-        critic_loss, noted = self.critic_loss(real, fake, real_scores, fake_scores)
-        generator_loss = self.generator_loss(real, fake, fake_scores)
-        generator_gradient = self.gradient("generator", generator_loss, again=True)
-        critic_gradient = self.gradient("critic", critic_loss)
-        made = (generator_loss.detach(),)
-        self._generator_window += self.update("generator", generator_optimizer, generator_gradient, made)
-        self._critic_window.append(self.update("critic", critic_optimizer, critic_gradient, noted))
-        self.lipschitz.project(self.critic)
-
-
-class ReusedLatents(AdversarialModule):
-    """Shows the generator step the latents of the critic step before it, as the MLP walk-through of MNIST does."""
-
-    def generator_latents(self, last: Tensor) -> Tensor:
-        return last
-
-
-class FixedGenerator(ReusedLatents):
-    """Trains the critic alone, against real samples plus unit Gaussian noise (WGAN-GP, arXiv 1704.00028, figure 1a).
-
-    The generator of the model is put aside: its place is taken by the identity, and "latents" are noisy samples.
-    """
-
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts | {"generator": nn.Identity()})
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        idle = torch.optim.SGD([nn.Parameter(torch.zeros(0))])  # counts the steps
-        return [idle, self.make_optimizer["critic"](self.critic.parameters())]
-
-    def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
-        noise = torch.randn(n, *self.shape, **options)
-        if self._trainer is None:
-            return noise
-        # not the first half of the reference: it is what an evaluation compares with
-        real = self.trainer.train_dataloader.fixed_samples(2 * n)  # type: ignore[union-attr]
-        rows = (torch.arange(n, device=self.device) + len(real) // 2) % len(real)
-        return noise + self.scaled(real[rows])
-
-    def critic_latents(self, real: Tensor) -> Tensor:
-        shape = (len(real) * parallel.world_size(), *real.shape[1:])
-        return real + parallel.shard(torch.randn(shape, device=real.device, dtype=real.dtype))
-
-    def generator_step(self, real: Tensor, latents: Tensor, optimizer: Any) -> None:
-        with torch.no_grad():
-            self._generator_window.append(self.generator_loss(real, latents, self.critic(latents)))
-        optimizer.step()
+        """Training metrics averaged over all steps since the last call (one transfer from the device)."""
+        return self.window.means()

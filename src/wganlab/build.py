@@ -1,247 +1,176 @@
-"""From a composed config to the parts of a run, and what is refused on the way."""
+"""From a checked config to the parts of a run."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, NonNegativeInt, PositiveInt
-from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from wganlab.accelerator import Precision
 from wganlab.adversarial import AdversarialModule
-from wganlab.callbacks.compilation import Compile
-from wganlab.config import written_key
+from wganlab.config import source_key
+from wganlab.contracts import Loss, critic_steps
 from wganlab.data import Source, size
 from wganlab.data.stream import BatchStream, EndlessStream
+from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call, check_targets, is_node
+from wganlab.schema import ConfigError, InvalidValueError, locate
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-def settings(
-    *,
-    dataset: Mapping,
-    model: Mapping,
-    loss: Mapping,
-    training: Mapping,
-    accelerator: Mapping,
-    logger: Mapping | None,
-    callbacks: Mapping,
-    seed: Seed,
-    steps: PositiveInt,
-    images: PositiveInt | None,
-    batch_size: PositiveInt,
-    log_every: PositiveInt,
-    compile: Compile,
-    precision: Precision,
-    hold_out: NonNegativeInt = 0,  # runs of earlier versions do without
-    extractor: Mapping | None = None,
-) -> None:
-    """The keys of conf/train.yaml and what they may be: its schema."""
+#: How a note on an exception begins that names the config key of the part that raised it.
+RAISED_BY = "raised by the config's "
+NO_LABELS = ": its networks take labels, and the data set has none; choose another of the two"
 
 
 def construct(config: DictConfig, key: str, **extra: Any) -> Any:
-    """Instantiate a node; what its constructor objects to becomes a ConfigError that names the key."""
-    with objections(config, key):
-        made = instantiate(OmegaConf.select(config, key), _convert_="all")
-        return made(**extra) if extra else made
+    """Instantiate a node, or call the factory that it makes with ``extra``. Raises what :func:`naming` raises."""
+    with naming(config, key):
+        part = instantiate(OmegaConf.select(config, key), _convert_="all")
+        return part(**extra) if extra else part
 
 
 @contextmanager
-def objections(config: DictConfig, key: str) -> Iterator[None]:
-    """Turn what a part objects to into a ConfigError that names its key.
-
-    A part may begin its message with ``parameter=value:`` to name the parameter at fault.
-    """
+def naming(config: DictConfig, key: str) -> Iterator[None]:
+    """Name the key of the part that is at work: a value that it refuses becomes a ConfigError; a bug gets a note."""
     try:
         yield
-        return
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-    except (ValueError, TypeError, AttributeError, OSError, RuntimeError) as error:
+    except Exception as error:
         cause = error
-    at_parameter = re.match(r"(\w+)(=.*)", str(cause), re.DOTALL)
-    if at_parameter:
-        raise ConfigError(written_key(config, f"{key}.{at_parameter[1]}".lstrip(".")), at_parameter[2]) from cause
-    raise ConfigError(key, f": {cause}") from cause
-
-
-#: The two groups whose keys together are the arguments of the AdversarialModule.
-MODEL = ("generator", "critic", "latent_dim", "latent")
-LOSS = ("objective", "lipschitz", "optimizer", "n_critic", "feature_matching")
-OPTIONAL = ("latent", "feature_matching")
-#: What wganlab itself gives to the parts, and no config can set.
-GIVEN = {
-    "model.generator": ("latent_dim", "shape"),
-    "model.critic": ("shape",),
-    "training": (*MODEL, *LOSS),
-    "loss.optimizer.generator": ("params",),
-    "loss.optimizer.critic": ("params",),
-    "accelerator": ("max_steps", "folder", "callbacks", "logger"),
-    "logger": ("save_dir",),
-}
-
-
-def check(config: DictConfig, *, here: bool = True) -> None:
-    """Refuse a composed config that cannot run, before any data is read: raises ConfigError.
-
-    Unless it is to run ``here``, nothing is said of the machine.
-    Integers that stand where floats are wanted become floats, in place.
-    """
-    try:
-        plain: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise ConfigError("", " ".join(str(error).split())) from error
-    try:
-        for key, value in check_values(plain).items():
-            OmegaConf.update(config, written_key(config, key), value)
-        check_optimizers(config)
-    except ConfigError as error:
-        raise ConfigError(written_key(config, error.key), error.message) from None
-    source = construct(config, "dataset")
-    with objections(config, "dataset"):
-        length, _ = size(source), tuple(source.shape)
-    held_out = config.get("hold_out", 0)
-    if length is None and held_out:
-        raise ConfigError("hold_out", f"={held_out}: the data set is endless: all that it draws is fresh")
-    if length is not None and config.batch_size > length - held_out:
-        what = "data set" if not held_out else f"data set less hold_out={held_out}"
-        allowed = f"must be at most the {max(0, length - held_out)} samples of the {what}"
-        raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
-    if here:
-        construct(config, "accelerator", max_steps=1)
-    of = config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1)
-    if config.batch_size % of:
-        raise ConfigError("batch_size", f"={config.batch_size}: must be a multiple of the {of} devices that share it")
-    if config.get("extractor"):
-        construct(config, "extractor")  # else what it objects to would be said of callbacks
-    for name, callback in construct(config, "callbacks").items():
-        if not isinstance(callback, Callback | None):
-            raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
-    check_networks(config, source)
-
-
-def check_values(plain: dict[str, Any]) -> dict[str, Any]:
-    """Check every plain value against the signature that it fills; returns the values that become another type."""
-    converted = check_call(settings, plain, "")
-    converted |= check_targets(plain, GIVEN)
-    for group, names, others in (("model", MODEL, LOSS), ("loss", LOSS, MODEL)):
-        converted |= check_call(AdversarialModule, plain[group], f"{group}.", given=others)
-        if missing := [name for name in names if name not in plain[group] and name not in OPTIONAL]:
-            raise ConfigError(f"{group}.{missing[0]}", ": is missing and has no default")
-    return converted
-
-
-def check_optimizers(config: DictConfig) -> None:
-    """In ``loss.optimizer``, what stands beside the two optimizers is there to be shared by them, and is."""
-    node: dict[str, Any] = OmegaConf.to_container(config.loss.optimizer, resolve=False)  # type: ignore[assignment]
-    shared: set[str] = set()
-    for name in ("generator", "critic"):
-        if not is_node(node.get(name)):
-            raise ConfigError(f"loss.optimizer.{name}", f"={node.get(name)}: must be a node with _target_")
-        shared |= {str(value)[4:-1] for value in node[name].values() if str(value).startswith("${..")}
-    shared |= node["generator"].keys() & node["critic"].keys()  # both may have been given values of their own
-    for key in node.keys() - shared - {"generator", "critic"}:
-        allowed = ", ".join([*sorted(key for key in shared if key[0] != "_" and key in node), "generator", "critic"])
-        raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
-
-
-def check_networks(config: DictConfig, source: Source) -> None:
-    """Try the networks and the loss on tensors without storage: shapes must fit."""
-    n = config.batch_size
-    with torch.device("meta"):
-        module = build_module(config, source)
-        try:
-            fake = module.generator(module.latents(n).to("meta"))
-            if fake.shape[1:] != tuple(source.shape):
-                made, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
-                raise ConfigError("model.generator", f": makes samples of {made}, the data set has {wanted}")
-            scores = module.critic(fake)
-        except NotImplementedError:
-            return  # a network that looks at values cannot be tried without them
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError("model", f": the networks cannot run at batch_size={n}: {error}") from error
-        if scores.shape != (n,):
-            raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
-        check_loss(module, scores)
-
-
-def check_loss(module: AdversarialModule, scores: Tensor) -> None:
-    """Objective and constraint must keep their contracts, as far as tensors without storage can tell."""
-    for name in ("penalty", "project"):
-        if not callable(getattr(module.lipschitz, name, None)):
-            raise ConfigError("loss.lipschitz", f": has no method {name}; subclass wganlab.regularizers.Unconstrained")
-    try:
-        losses = module.objective.critic_loss(scores, scores), module.objective.generator_loss(scores)
-        if module.feature_matching and not hasattr(module.critic, "features"):
-            raise ConfigError("loss.feature_matching", ": the critic of this model has no features")
-    except NotImplementedError:
-        return
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError("loss.objective", f": cannot run: {error}") from error
-    if any(not isinstance(loss, Tensor) or loss.dim() for loss in losses):
-        raise ConfigError("loss.objective", ": must give scalar tensors")
+        if isinstance(error, InstantiationException):
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            if nested := re.search(r"full_key: (\S+)", str(error)):
+                key = nested[1]
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raw = OmegaConf.to_container(config, resolve=False)
+        if isinstance(cause, InvalidValueError):
+            node = OmegaConf.select(config, key) if key else config
+            if cause.parameter not in node:  # given by wganlab, and no key
+                raise ConfigError(key, f": {cause}") from cause
+            set_at = source_key(raw, f"{key}.{cause.parameter}".lstrip("."))
+            raise ConfigError(set_at, f"={cause.value}: {cause.allowed}") from cause
+        if not any(note.startswith(RAISED_BY) for note in getattr(cause, "__notes__", ())):
+            target = OmegaConf.select(config, f"{key}._target_") if key else None
+            cause.add_note(f"{RAISED_BY}{key}" + (f" ({target})" if target else ""))
+        raise cause from cause.__cause__
 
 
 def build_module(config: DictConfig, source: Source) -> AdversarialModule:
-    """Networks, objective, constraint and optimizers; weights depend on the seed alone, network by network."""
+    """Networks, loss and optimizers; weights depend on the seed alone, network by network."""
+    loss = build_loss(config)
     torch.manual_seed(2 * config.seed)
-    generator: nn.Module = construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=source.shape)
+    generator = build_generator(config, source.shape)
     torch.manual_seed(2 * config.seed + 1)
-    critic: nn.Module = construct(config, "model.critic", shape=source.shape)
-    rest = {key: config.model[key] for key in config.model if key not in ("generator", "critic")}
-    parts = {"generator": generator, "critic": critic, **rest, **construct(config, "loss")}
-    module: AdversarialModule = construct(config, "training", **parts)
+    critic = build_critic(config, source.shape, loss)
+    module: AdversarialModule = construct(
+        config,
+        "training",
+        generator=generator,
+        critic=critic,
+        latent_dim=config.model.latent_dim,
+        latent=config.model.get("latent", "normal"),
+        loss=loss,
+        averaging=construct(config, "averaging") if config.get("averaging") else None,
+        augmentation=construct(config, "augmentation") if config.get("augmentation") else None,
+    )
     module.shape = tuple(source.shape)
     try:
         module.configure_optimizers()
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:  # torch's words for values that it refuses
         raise ConfigError("loss.optimizer", f": {error}") from error
     return module
+
+
+def build_loss(config: DictConfig) -> Loss:
+    """The parts of ``loss``. Raises ConfigError for a regularizer that is none."""
+    parts = construct(config, "loss")
+    for name, part in (parts.get("regularizer") or {}).items():
+        if not isinstance(part, Regularizer):
+            raise ConfigError(f"loss.regularizer.{name}", ": must be a subclass of wganlab.regularizers.Regularizer")
+        if not (isinstance(part.every, int) and part.every >= 1):
+            raise ConfigError(f"loss.regularizer.{name}.every", f"={part.every}: must be an integer > 0")
+    return Loss(**parts)
+
+
+def build_generator(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
+    """The generator for samples of a shape, with weights from torch's random numbers."""
+    return construct(config, "model.generator", latent_dim=config.model.latent_dim, shape=shape)
+
+
+def build_critic(config: DictConfig, shape: tuple[int, ...], loss: Loss) -> nn.Module:
+    """The critic for samples of a shape, as the regularizers prepare it."""
+    critic: nn.Module = construct(config, "model.critic", shape=shape)
+    for name, part in loss.regularizer.items():
+        with naming(config, f"loss.regularizer.{name}"):
+            critic = part.prepare(critic)
+    return critic
 
 
 def trained_config(run: Run, purpose: str) -> DictConfig:
     """The config that a run was trained with. Raises ConfigError where there is none, or no generator was trained."""
     if "model" not in run.config:
         raise ConfigError("run", f"={run.folder}: its .hydra/config.yaml is damaged")
-    if run.choices.get("training") == "fixed_generator":
-        raise ConfigError(
-            "run", f"={run.folder}: its generator was fixed (training=fixed_generator); nothing to {purpose}"
-        )
+    if not trains_generator(run.config):
+        raise ConfigError("run", f"={run.folder}: its generator was fixed, not trained; nothing to {purpose}")
     return OmegaConf.create(run.config)
+
+
+def trains_generator(config: Mapping) -> bool:
+    """Whether a run of this config trains its generator."""
+    return bool(getattr(locate(config["training"]["_target_"]), "trains_generator", True))
 
 
 def generator_steps(config: DictConfig) -> int:
     """The budget in generator steps: ``steps``, or as many as show the critic ``images`` real images."""
     if config.images is None:
         return config.steps
-    return math.ceil(config.images / (config.loss.n_critic * config.batch_size))
+    batches = math.ceil(config.images / config.batch_size)
+    if not config.loss.get("warmup"):
+        return math.ceil(batches / config.loss.n_critic)
+    of_step, steps = critic_steps_of(config), 0
+    while batches > 0:
+        batches -= of_step(steps)
+        steps += 1
+    return steps
 
 
-def open_stream(config: DictConfig, source: Source, n_critic: int, device: torch.device) -> BatchStream:
-    """Read the data, or get ready to draw them."""
+def critic_steps_of(config: DictConfig) -> Callable[[int], int]:
+    """The critic steps of each generator step."""
+    warmup = construct(config, "loss.warmup") if config.loss.get("warmup") else None
+    return critic_steps(config.loss.n_critic, warmup)
+
+
+def images_seen(config: DictConfig, steps: int) -> int:
+    """Real images that the critic has seen after so many generator steps."""
+    return sum(map(critic_steps_of(config), range(steps))) * config.batch_size
+
+
+def open_stream(
+    config: DictConfig, source: Source, device: torch.device, module: AdversarialModule | None = None
+) -> BatchStream:
+    """Read the data, or get ready to draw them; without a module, not for training."""
+    labelled = module is not None and any(module.conditional.values())
+    warmup = None if module is None else module.loss.warmup
     options: dict[str, Any] = {
         "device": device,
         "batch_size": config.batch_size,
-        "n_critic": n_critic,
+        "n_critic": config.loss.n_critic if warmup is None else critic_steps(config.loss.n_critic, warmup),
         "steps": generator_steps(config),
         "seed": config.seed,
+        "labelled": labelled,
     }
     if size(source) is None:
         return EndlessStream(source, **options)
-    with objections(config, "dataset"):
+    with naming(config, "dataset"):
         samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    if labelled and labels is None:
+        raise ConfigError("model", NO_LABELS)
     kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
-    with objections(config, ""):  # broken files may have left fewer samples than a batch
+    with naming(config, ""):  # broken files may have left fewer samples than a batch
         return BatchStream(
             samples[kept] if len(held_out) else samples,
             source=source,

@@ -1,6 +1,5 @@
-"""The model card of an exported generator: what it is, how it was trained, what it scores, how to load it."""
+"""The model card of an exported generator: its training, its scores, and how to load it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 import wganlab
-from wganlab.build import generator_steps
+from wganlab.build import generator_steps, images_seen
 from wganlab.metrics import METRICS, Metric
 from wganlab.runs import Run
 from wganlab.schema import HYDRA_KEYS, is_node, locate
@@ -27,7 +26,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"spelled": spelled, "words": words}
+    environment.filters |= {"as_call": as_call, "description": description}
     return environment.get_template("card.md.jinja").render(
         **facts,
         config=config,
@@ -35,7 +34,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         choice={group: run.choices.get(group, "own") for group in ("dataset", "model", "loss", "training")},
         latent=config["model"].get("latent", "normal"),
         budget=generator_steps(OmegaConf.create(dict(config))),
-        images_seen=step * config["loss"]["n_critic"] * config["batch_size"],
+        images_seen=images_seen(OmegaConf.create(dict(config)), step),
         licence=licence(config["dataset"]["_target_"]),
         tables=list(tables(run, step)),
         status=run.status,
@@ -44,16 +43,16 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
     )
 
 
-def spelled(node: Mapping[str, Any]) -> str:
-    """A node of a config as the call that it stands for: ``lipschitz.WeightClipping(bound=0.01)``."""
+def as_call(node: Mapping[str, Any]) -> str:
+    """A node of a config as a call: ``objectives.Wasserstein()``, ``optim.Adam(lr=0.0001)``."""
     arguments = [
-        f"{key}={spelled(value) if is_node(value) else value}" for key, value in node.items() if key not in HYDRA_KEYS
+        f"{key}={as_call(value) if is_node(value) else value}" for key, value in node.items() if key not in HYDRA_KEYS
     ]
     return f"{'.'.join(node['_target_'].split('.')[-2:])}({', '.join(arguments)})"
 
 
-def words(protocol: Mapping[str, Any]) -> str:
-    """What a protocol says, but for its id and the hash of its real samples."""
+def description(protocol: Mapping[str, Any]) -> str:
+    """A protocol in words, without its id and the hash of its real samples."""
     said = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in protocol.items()
@@ -63,10 +62,10 @@ def words(protocol: Mapping[str, Any]) -> str:
 
 
 def licence(dataset: str) -> str:
-    """What a data class says of its licence."""
+    """The licence of a data class, an attribute of it."""
     try:
         return getattr(locate(dataset), "licence", "not stated")
-    except (Exception, SystemExit):  # an import runs whatever code the module holds
+    except (Exception, SystemExit):  # the import of a user's module may raise anything
         return "not stated"
 
 
@@ -74,27 +73,24 @@ def tables(run: Run, step: int) -> Iterator[dict[str, Any]]:
     """Scores at a generator step: those taken in training, then those of each evaluation."""
     row = next((row for row in reversed(run.rows) if row["step"] == step), {})
     yield from table("in training", run.protocol, row)
-    for path in sorted(run.folder.glob("evaluation/*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["step"] == step:
-                yield from table(f"by `wganlab evaluate`, {path.name}", record["protocol"], record["scores"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged, or somebody else's
+    for name, record in run.evaluations.items():
+        if record.get("step") == step:
+            yield from table(f"by `wganlab evaluate`, {name}", record["protocol"], record["scores"])
 
 
-def table(taken: str, protocol: Mapping[str, Any], scores: Mapping[str, float | None]) -> Iterator[dict[str, Any]]:
-    """One table, or none where nothing was scored."""
+def table(taken: str, protocol: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One table of scores, or none without any."""
     rows = []
     for name, value in scores.items():
-        if name.startswith("eval/") and value is not None:
-            metric = METRICS.get(name, Metric(TITLES.get(name, ""), None))
+        if name.startswith("eval/") and isinstance(value, float | int):
+            metric = METRICS.get(name) or Metric("")
             rows.append(
-                {"name": name, "value": format(value, metric.form), "title": metric.title, "better": metric.better}
+                {
+                    "name": name,
+                    "value": format(value, metric.format),
+                    "title": metric.title,
+                    "better": metric.direction,
+                }
             )
     if rows:
         yield {"taken": taken, "protocol": protocol, "rows": rows}
-
-
-#: What is no score of a generator, and stands beside one.
-TITLES = {"eval/emd_real": "The same distance between real samples and others"}

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
+from wganlab.networks.layers import DROPOUTS
+
 #: What the code of a forward may name besides its own modules, and where it comes from.
 IMPORTS = {
     "torch": "import torch",
@@ -23,7 +25,7 @@ WIDTH = 100
 def source(network: nn.Module, name: str, *, says: str) -> str:
     """A Python module whose class ``name``, made without arguments, has the code of a network and its state's names.
 
-    ``says`` is its docstring. The network is written as it is in inference mode, with dropout left out. Its dtype is
+    ``says`` is its docstring. The network is written as it is in evaluation mode, with dropout left out. Its dtype is
     part of the text, the values of its state are not.
     Raises ValueError, or what torch.fx raises, for a network that cannot be written so.
     """
@@ -57,7 +59,7 @@ class Writer:
 
     def expression(self, module: nn.Module) -> str:
         """Code that makes a module like this one."""
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, DROPOUTS):
             return "nn.Identity()"
         names = list(module._modules)  # with those that are there twice
         if type(module) is nn.Sequential and names == [str(i) for i in range(len(names))]:

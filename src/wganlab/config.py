@@ -1,36 +1,43 @@
-"""Where the vocabulary is, and how Hydra's complaints about it become one line each."""
+"""Hydra's grammar: configs composed from conf/ and from a user's folder, and what Hydra objects to in one line each.
 
+This is the only module that imports what Hydra does not publish: its ``Callbacks``, without which no HydraContext for a
+launcher can be made.
+"""
+
+import contextlib
 import difflib
 import hashlib
-import inspect
-import os
+import io
+import itertools
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.utils import JobReturn
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from wganlab.locks import is_locked
-from wganlab.schema import ConfigError, leaves, locate
+from wganlab.schema import ConfigError, leaves
 
+#: Keys that may stand at a node of a config, by its dotted key.
+ParametersAt = Callable[[DictConfig, str], set[str]]
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200
+#: Overrides that nobody has typed.
+OWN_OVERRIDES = ("hydra.job.config.override_dirname", "hydra.mode=", "hydra.searchpath=")
 
 
 def conf_dir() -> Path:
@@ -52,58 +59,6 @@ def folder_name(overrides: str) -> str:
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
-@contextmanager
-def vocabulary(name: str, overrides: Sequence[str], config_dir: str | None) -> Iterator[list[str]]:
-    """Hydra made ready for conf/ and ``config_dir``: yields overrides that put the latter on its search path.
-
-    Whatever Hydra or a broken YAML raises inside becomes a ConfigError of one line.
-    """
-    if config_dir and not Path(config_dir).is_dir():
-        raise ConfigError("--config-dir", f" {config_dir}: no such folder")
-    extra = [f"hydra.searchpath=[{quote(f'file://{Path(config_dir).resolve()}')}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    try:
-        forget_defaults_of_plugins()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
-            yield extra
-    except ConfigError:
-        raise
-    except Exception as error:  # errors of Hydra, of OmegaConf, of YAML and of the disk
-        raise one_line(error, name, overrides) from error
-
-
-def forget_defaults_of_plugins() -> None:
-    """Let the launchers and sweepers of conf/hydra/ stand for those that Hydra's plugins bring under the same names.
-
-    Hydra would merge the two, and refuse what the plugin's does not have.
-    """
-    try:
-        Plugins.instance()  # imports them all, once
-    except Exception as error:  # whatever somebody else's plugin raises
-        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        named = [re.search(r"hydra_plugins/(\w+)", name) for name in frames]
-        plugin = next((match[1] for match in named if match), "unknown")
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f" {plugin} is installed and cannot be imported, which Hydra does not bear: uninstall it ({reason})"
-        raise ConfigError("Hydra's plugin", message) from error
-    for path in conf_dir().glob("hydra/*/*.yaml"):
-        ConfigStore.instance().repo.get("hydra", {}).get(path.parent.name, {}).pop(path.name, None)
-
-
-def compose_config(name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
-    """Compose conf/<name>.yaml with overrides; the result has Hydra's own node, too.
-
-    Raises ConfigError, in one line, for whatever Hydra refuses.
-    """
-    with vocabulary(name, overrides, config_dir) as extra:
-        return compose(name, [*extra, *overrides], return_hydra_config=True)
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """The config as a job receives it."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-
-
 def quote(text: str) -> str:
     """A text as a value of Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -119,235 +74,209 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
     return quoted
 
 
-def name_jobs_by_what_varies(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a multirun, and one more that keeps what all jobs share out of their names.
+def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Overrides by Hydra's grammar. Raises ConfigError for one that it cannot read."""
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    except HydraException as error:
+        raise one_line(error, overrides) from error
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """The config as a job receives it."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def no_parameters(config: DictConfig, key: str) -> set[str]:
+    """Only the keys of the YAMLs are known."""
+    return set()
+
+
+class Composer:
+    """Composes conf/<name>.yaml with overrides, while Hydra is set up for it: see :func:`composer`."""
+
+    def __init__(self, name: str, config_dir: str | None, loader: ConfigLoader, parameters_at: ParametersAt) -> None:
+        self.name, self.loader = name, loader
+        self.parameters_at = parameters_at
+        folder = Path(config_dir or ".").resolve()
+        self.search_path = [f"hydra.searchpath=[{quote(f'file://{folder}')}]"] if config_dir else []
+        #: Keys that no YAML shows, and that are parameters of the constructor all the same.
+        self.parameters: set[str] = set()
+
+    def compose(self, overrides: Sequence[str], master: DictConfig | None = None) -> DictConfig:
+        """The config with Hydra's own node; of one job of a multirun, where its ``master`` is given.
+
+        A key that no YAML shows may be given as if it were there, where the constructor has a parameter of that name.
+        Raises ConfigError, in one line, for whatever Hydra refuses.
+        """
+        given = [f"+{text}" if text.partition("=")[0] in self.parameters else text for text in overrides]
+        try:
+            if master is None:
+                config = compose(self.name, [*self.search_path, *given], return_hydra_config=True)
+            else:
+                config = self.loader.load_sweep_config(master, given)
+        except Exception as error:  # of Hydra, of OmegaConf, of YAML and of the disk
+            key, hint = unknown_key(error), ""
+            if key:
+                others, (parent, _, name) = self._without(key, overrides, master), key.rpartition(".")
+                if key not in self.parameters and name in self.parameters_at(others, parent):
+                    self.parameters.add(key)
+                    return self.compose(overrides, master)
+                hint = self._suggestion(key, others)
+            about = [text for text in overrides if not text.startswith(OWN_OVERRIDES)]
+            raise one_line(error, about, hint) from error
+        with read_write(config), open_dict(config):
+            config.hydra.output_subdir = None  # a folder is written into by the run that has claimed it
+        return config
+
+    def context(self, config: DictConfig, loader: Any = None) -> HydraContext:
+        """What Hydra's launchers work with; ``loader`` may stand for Hydra's own."""
+        return HydraContext(config_loader=loader or self.loader, callbacks=Callbacks(config))
+
+    def _without(self, key: str, overrides: Sequence[str], master: DictConfig | None) -> DictConfig:
+        """What the other overrides compose to; where they have mistakes of their own, the config without any."""
+        others = [text for text in overrides if text.lstrip("+").partition("=")[0] != key]
+        try:
+            return without_hydra(self.compose(others, master))
+        except ConfigError:
+            return without_hydra(self.compose([], master))
+
+    def _suggestion(self, key: str, config: DictConfig) -> str:
+        """What somebody who typed an unknown key may have meant."""
+        parent, _, last = key.rpartition(".")
+        known = {path for path, _ in leaves(OmegaConf.to_container(config, resolve=False))}
+        known |= {path.rpartition(".")[0] for path in known} - {""}
+        if same := sorted(path for path in known if path.rpartition(".")[2] == last):
+            return f"did you mean {' or '.join(same)}?"
+        node = OmegaConf.select(config, parent) if parent else config
+        if not isinstance(node, DictConfig):
+            close = difflib.get_close_matches(key, known, n=1)
+            return f"did you mean {close[0]}?" if close else f"allowed are {', '.join(map(str, config))}"
+        allowed = sorted(self.parameters_at(config, parent)) or list(map(str, node))
+        if close := difflib.get_close_matches(last, allowed, n=1):
+            return f"did you mean {'.'.join(filter(None, (parent, close[0])))}?"
+        return f"allowed are {', '.join(allowed)}"
+
+
+@contextmanager
+def composer(
+    name: str = "train", config_dir: str | None = None, parameters_at: ParametersAt = no_parameters
+) -> Iterator[Composer]:
+    """Hydra made ready for conf/ and ``config_dir``; afterwards its global state is what it was.
+
+    ``parameters_at`` says which keys may stand at a node, whether a YAML shows them or not.
+    """
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError("--config-dir", f" {config_dir}: no such folder")
+    before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    import_plugins()
+    groups = ConfigStore.instance().repo["hydra"]
+    defaults = {group: dict(choices) for group, choices in groups.items() if isinstance(choices, dict)}
+    prefer_own_choices()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):
+            yield Composer(name, config_dir, GlobalHydra.instance().config_loader(), parameters_at)
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before
+        groups.update(defaults)
+
+
+def import_plugins() -> None:
+    """Have Hydra import its plugins, once. Raises ConfigError for one that cannot be imported."""
+    try:
+        Plugins.instance()
+    except Exception as error:  # whatever somebody else's plugin raises
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        named = [re.search(r"hydra_plugins/(\w+)", name) for name in frames]
+        plugin = next((match[1] for match in named if match), "unknown")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        message = f" {plugin} is installed and cannot be imported, which Hydra does not bear: uninstall it ({reason})"
+        raise ConfigError("Hydra's plugin", message) from error
+
+
+def prefer_own_choices() -> None:
+    """Let the launchers and sweepers of conf/hydra/ stand for those that Hydra's plugins bring under the same names.
+
+    Hydra would merge the two, and refuse what the plugin's does not have.
+    """
+    for path in conf_dir().glob("hydra/*/*.yaml"):
+        ConfigStore.instance().repo["hydra"].get(path.parent.name, {}).pop(path.name, None)
+
+
+def compose_config(name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
+    """conf/<name>.yaml with overrides, as plain config. Raises ConfigError, in one line, for whatever Hydra refuses."""
+    with composer(name, config_dir) as hydra:
+        return without_hydra(hydra.compose(overrides))
+
+
+def split_sweep(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each job of a multirun, all combinations, the last key varying fastest."""
+    values: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ConfigError(str(override.input_line), ": is no list of values; an interval needs a search (+search=)")
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def name_jobs_by_what_varies(overrides: Sequence[Override]) -> list[str]:
+    """An override that keeps what all jobs of a multirun share out of the names of their folders.
 
     The arm of a study and its seed stay in, however few are run: a job has the same name in every sweep of the study.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise one_line(error, "train", overrides) from error
-    keys = [override.key_or_group for override in parsed]
+    keys = [override.key_or_group for override in overrides]
     named = {"arms", "seed"} if "arms" in keys else set()
-    named |= {override.key_or_group for override in parsed if override.is_sweep_override()}
+    named |= {override.key_or_group for override in overrides if override.is_sweep_override()}
     if not named and not {"search", "hydra/sweeper"} & set(keys):  # a search names its own
-        return list(overrides)
-    shared = [key for key in keys if key not in named]
-    return [*overrides, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quote, shared))}]"]
+        return []
+    shared = [quote(key) for key in keys if key not in named]
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"]
 
 
-def fix_sweep_dir(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
-    """The overrides of a multirun, and its folder as a last one: ${now:...} is now, for all that follows."""
-    config = compose_sweep(overrides, config_dir=config_dir, name=name)
-    HydraConfig.instance().set_config(config)
-    return [*overrides, f"hydra.sweep.dir={quote(job_folder(config, multirun=True)[0].as_posix())}"]
+def raise_failure(done: JobReturn) -> None:
+    """Raise what a job has raised."""
+    with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own
+        _ = done.return_value
 
 
-def compose_sweep(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> DictConfig:
-    """What the jobs of a multirun have in common, with Hydra's own node: who launches them, and where to.
-
-    What is fixed may only make sense beside what is swept, such as dataset.root beside dataset=: then it is left out.
-    """
-    fixed = [override for override in OverridesParser.create().parse_overrides(list(overrides))
-             if not override.is_sweep_override()]  # fmt: skip
-    try:
-        return compose_config(name, [str(override.input_line) for override in fixed], config_dir=config_dir)
-    except ConfigError:
-        about = [str(override.input_line) for override in fixed if override.key_or_group.startswith("hydra")]
-        return compose_config(name, about, config_dir=config_dir)
+def unknown_key(error: Exception) -> str:
+    """The key that an error of Hydra's calls unknown; empty for any other error."""
+    text = " ".join(str(error).split())
+    patterns = (r"Could not override '([^']+)'", r"Could not override '?([\w/@.]+)'?\. No match in the defaults list")
+    found = [re.search(pattern, text) for pattern in patterns if isinstance(error, ConfigCompositionException)]
+    return next((match[1] for match in found if match), "")
 
 
-def sweep_what_depends(overrides: Sequence[str], *, config_dir: str | None, name: str = "train") -> list[str]:
-    """The overrides of a multirun such that Hydra can compose those that are fixed.
-
-    It does so without the swept choices, so dataset.root beside dataset=mnist,cifar_horse would be unknown to it: where
-    that fails, fixed values become sweeps over one value (null cannot, in Hydra's grammar).
-    """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    try:
-        fixed = [override for override in parsed if not override.is_sweep_override()]
-        compose_config(name, [str(override.input_line) for override in fixed], config_dir=config_dir)
-    except ConfigError:
-        return [
-            re.sub(r"=(.*)", r"=choice(\1)", override, count=1, flags=re.DOTALL)
-            if one in fixed and not one.is_hydra_override() and not one.is_delete() and one.value() not in ("", None)
-            else override
-            for override, one in zip(overrides, parsed, strict=True)
-        ]
-    return list(overrides)
-
-
-def jobs(
-    overrides: Sequence[str],
-    *,
-    multirun: bool,
-    config_dir: str | None = None,
-    name: str = "train",
-    folders: list[Path] | None = None,
-) -> Iterator[DictConfig]:
-    """The configs of all jobs of a command line, without Hydra's node, each while Hydra stands as it will in the job.
-
-    Sweeps are formed as by Hydra's basic sweeper; other sweepers choose values as they go, and of theirs only
-    what the sweep leaves fixed is composed. ``folders`` receives where each job will run, as far as that is known.
-    Raises ConfigError for contradictions and for folders that are taken.
-    """
-    names: set[str] = set()
-    for number, job in enumerate(sweep(overrides, name, config_dir) if multirun else [list(overrides)]):
-        config = compose_config(name, job, config_dir=config_dir)
-        with open_dict(config):
-            config.hydra.job.num, config.hydra.job.id = number, str(number)
-        HydraConfig.instance().set_config(config)  # for ${hydra:...} in the config and in the names of folders
-        given = {override.lstrip("+").partition("=")[0] for override in job}
-        if "steps" in given and OmegaConf.to_container(config, resolve=False).get("images") is not None:  # type: ignore[union-attr]
-            raise ConfigError(
-                "images", f"={config.images}: is a budget, and so is steps; give one of them, and the other as null"
-            )
-        base, job_name = job_folder(config, multirun)
-        if job_name in names:  # ${now:...} in the base may differ between jobs that are composed one after the other
-            raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {job_name}")
-        names.add(job_name)
-        if not is_further_node(config):  # there the first one may have begun
-            check_folder(base / job_name, without_hydra(config), multirun)
-        if folders is not None and config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            folders.append(base / job_name)
-        yield without_hydra(config)
-
-
-def is_further_node(config: Mapping) -> bool:
-    """Whether this is a machine of a run on several, and not the first."""
-    accelerator = config.get("accelerator") or {}
-    number = os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", "0"))
-    return accelerator.get("nodes", 1) != 1 and number != "0"
-
-
-def job_folder(config: DictConfig, multirun: bool) -> tuple[Path, str]:
-    """Where a job runs: a folder, and its name in it. Raises ConfigError when they cannot be formed."""
-    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    try:
-        return Path(OmegaConf.select(config, key)), str(config.hydra.sweep.subdir) if multirun else ""
-    except OmegaConfBaseException as error:
-        raise ConfigError(key, ": " + " ".join(str(error).split())) from error
-
-
-def check_folder(folder: Path, config: DictConfig, multirun: bool) -> None:
-    """Raises ConfigError when a job's folder is taken, by a file or by a run that is not the same job."""
-    key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-    if (folder / "status.json").exists():
-        if not multirun:
-            where = f"already holds a run; continue it with run={folder}, or give a new folder"
-            raise ConfigError(key, f"={folder}: {where}")
-        new = OmegaConf.to_container(config, resolve=False)
-        check_same_job(folder, new, f"{key}={folder.parent}")  # type: ignore[arg-type]
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(key, f"={folder}: {existing} is no folder that can be written to; give another")
-
-
-#: A continued run may have more of these, and nothing else may change.
-BUDGETS = ("steps", "images")
-
-
-def check_same_job(folder: Path, new: Mapping, key: str) -> None:
-    """Raises ConfigError unless ``new`` is the config of the run in ``folder``, but for a higher budget."""
-    try:
-        old = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        old = None
-    if not isinstance(old, dict):
-        raise ConfigError(key, f": {folder}/.hydra/config.yaml is missing or damaged; give a new folder")
-    before, after = dict(leaves(old)), dict(leaves(new))
-    for name in [*before, *after]:
-        was, wanted = before.get(name, "absent"), after.get(name, "absent")
-        raised = name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was
-        if raised and not is_further_node(new) and is_locked(folder):
-            raise ConfigError(name, f"={wanted}: cannot be raised now: {folder} is being worked on by another process")
-        if was == "absent" and is_default(new, name, wanted):
-            continue  # of a version that did not have the key yet
-        if was != wanted and not raised:
-            rule = "may only be raised" if name in BUDGETS else "cannot change in a run that is continued"
-            raise ConfigError(name, f"={wanted}: {rule}; it is {was} in {folder}; give a new folder for a new run")
-
-
-def is_default(config: Mapping, key: str, value: object) -> bool:
-    """Whether the class that a key belongs to takes this value where the key is not given."""
-    *path, name = key.split(".")
-    node: object = config
-    for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
-    if not path:
-        from wganlab.build import settings as target
-    elif isinstance(node, Mapping) and "_target_" in node:
-        target = locate(node["_target_"])
-    else:
-        return False
-    known = inspect.signature(target).parameters
-    return name in known and bool(known[name].default == value)
-
-
-def sweep(overrides: Sequence[str], name: str, config_dir: str | None) -> list[list[str]]:
-    """The overrides of each job of a multirun."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    settings = compose_sweep(overrides, name=name, config_dir=config_dir).hydra
-    with vocabulary(name, overrides, config_dir):
-        loader = GlobalHydra.instance().config_loader()
-        parse = OverridesParser.create(config_loader=loader).parse_overrides
-        fixed = [str(override.input_line) for override in parse(list(overrides)) if not override.is_sweep_override()]
-        sweeper = settings.sweeper
-        if not sweeper._target_.endswith(".BasicSweeper"):
-            return [fixed]
-        params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-        return BasicSweeper.split_arguments(parse([*params, *overrides]), max_batch_size=None)[0]
-
-
-def one_line(error: Exception, name: str, overrides: Sequence[str] = ()) -> ConfigError:
+def one_line(error: Exception, overrides: Sequence[str] = (), hint: str = "") -> ConfigError:
     """Hydra's error as one line that names the key, what is wrong, and what is allowed."""
+    if isinstance(error, ConfigError):
+        return error
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return ConfigError(group, f"={choice}: no such choice; allowed are {', '.join(error.options)}")
-    if isinstance(error, ConfigCompositionException):
-        if unknown := re.search(r"Could not override '([^']+)'", text):
-            return ConfigError(unknown[1], f": unknown key; {suggestion(unknown[1], name, overrides)}")
-        if unknown := re.search(r"Could not override '?([\w/@.]+)'?\. No match in the defaults list", text):
-            return ConfigError(unknown[1], f": unknown key; {suggestion(unknown[1], name, overrides)}")
+    if key := unknown_key(error):
+        return ConfigError(key, f": unknown key; {hint}")
     if unmatched := re.search(r"Could not delete(?: from config)?\.? '?([\w./@]+)'?", text):
         return ConfigError(f"~{unmatched[1]}", ": there is no such key to delete")
     if isinstance(error, OverrideParseException):
         return ConfigError(error.override, ": not an override of the form key=value")
-    about = [override for override in overrides if not override.startswith("hydra.job.config.override_dirname")]
-    return ConfigError(" ".join(about), f": {text}")
+    return ConfigError(" ".join(overrides), f": {text}")
 
 
-def suggestion(key: str, name: str, overrides: Sequence[str]) -> str:
-    """What somebody who typed an unknown key may have meant, given the other overrides."""
-    others = [override for override in overrides if override.partition("=")[0] != key]
-    try:
-        config = without_hydra(compose_config(name, others))
-    except ConfigError:  # the others have mistakes of their own
-        config = without_hydra(compose_config(name, []))
-    known = {path for path, _ in leaves(OmegaConf.to_container(config, resolve=False))}
-    known |= {path.rpartition(".")[0] for path in known} - {""}
-    last = key.rpartition(".")[2]
-    same = sorted(path for path in known if path.rpartition(".")[2] == last)
-    close = same or difflib.get_close_matches(key, known, n=1)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    parent = key.rpartition(".")[0]
-    node = OmegaConf.select(config, parent) if parent else config
-    allowed = list(node) if isinstance(node, DictConfig) else list(config)
-    return "allowed are " + ", ".join(map(str, allowed))
-
-
-def written_key(config: DictConfig, key: str) -> str:
-    """The key that holds a value: follows interpolations such as ``lr: ${..lr}`` to what the user can set."""
-    raw = OmegaConf.to_container(config, resolve=False)
+def source_key(raw: Any, key: str) -> str:
+    """The key that a user can set: follows interpolations such as ``lr: ${..lr}`` in an unresolved config."""
+    value = raw
     for part in key.split("."):
-        raw = raw.get(part) if isinstance(raw, dict) else None
-    reference = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", raw) if isinstance(raw, str) else None
+        value = value.get(part) if isinstance(value, dict) else None
+    reference = re.fullmatch(r"\$\{(\.*)([\w.]+)\}", value) if isinstance(value, str) else None
     if reference is None:
         return key
     up = len(reference[1])
     base = key.split(".")[:-up] if up else []
-    return written_key(config, ".".join([*base, reference[2]]))
+    return source_key(raw, ".".join([*base, reference[2]]))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -12,26 +12,39 @@ from pydantic import Field
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import Seed, build_module, check, construct, open_stream, trained_config
-from wganlab.callbacks.checkpoints import read_checkpoint
-from wganlab.callbacks.diagnostics import inspect
-from wganlab.config import compose_config, quote_paths, without_hydra
+from wganlab.build import build_module, construct, open_stream, trained_config
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.files import write_json
 from wganlab.metrics import METRICS
+from wganlab.metrics.critic import critic_report
+from wganlab.metrics.extractors import Extractor
 from wganlab.metrics.features import memorisation, nearest
 from wganlab.metrics.protocol import Protocol
 from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_grid
 from wganlab.regularizers import interpolate
-from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call, check_targets
+from wganlab.runs import Run, read_checkpoint
+from wganlab.schema import ConfigError
+from wganlab.validate import Seed, command_settings, validate
 
-#: Samples whose nearest training images are shown.
+#: Samples that are shown with their nearest training images.
 SHOWN = 16
 
 
-def settings(
+def main(overrides: Sequence[str]) -> None:
+    """The command: evaluate a checkpoint, print its scores, and say where they are."""
+    settings = command_settings(evaluate, overrides)
+    Run.open(settings["run"])  # the cheapest reason to refuse comes first
+    extractor = construct(OmegaConf.create(settings), "extractor") if settings["extractor"] else None
+    path, record = evaluate(**settings | {"extractor": extractor})
+    for name, value in record["scores"].items():
+        if name in METRICS:
+            print(f"{name:30} {value:{METRICS[name].format}}".ljust(44) + METRICS[name].title)
+    protocol = record["protocol"]["id"]
+    print(f"{settings['checkpoint']}.ckpt of step {record['step']}, protocol {protocol}: {os.path.relpath(path)}")
+
+
+def evaluate(
     *,
     run: str,
     checkpoint: str,
@@ -40,49 +53,39 @@ def settings(
     split: Literal["training", "held_out"],
     dataset: Mapping,
     seed: Seed,
-    extractor: Mapping | None,
-) -> None:
-    """The keys of conf/evaluate.yaml and what they may be: its schema."""
+    extractor: Extractor | None,
+) -> tuple[Path, dict[str, Any]]:
+    """Score a checkpoint of a run folder; returns evaluation/CHECKPOINT_PROTOCOL.json, and what it holds.
 
-
-def main(overrides: Sequence[str]) -> None:
-    """Write evaluation/CHECKPOINT_PROTOCOL.json, and of images the nearest training images of some samples."""
-    config = without_hydra(compose_config("evaluate", quote_paths(overrides)))
-    if OmegaConf.is_missing(config, "run"):
-        raise ConfigError("run", ": is missing; give a run folder, as in wganlab evaluate run=PATH")
-    plain: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    check_call(settings, plain, "")
-    check_targets(plain, {})
-    run = Run.open(config.run)
-    trained = trained_config(run, "score")
-    extractor = construct(config, "extractor") if config.extractor else None
-    protocol = Protocol(n=config.n, images=config.images, extractor=extractor)
-    module, stream, step = load(trained, run.checkpoint(config.checkpoint))
-    protocol.prepare(stream, real_samples(trained, config, stream), split=described_split(config))
-    scores, fake = evaluate(module, protocol, config.seed)
-    folder = run.folder / "evaluation"
-    folder.mkdir(exist_ok=True)
-    description = protocol.describe()
-    path = folder / f"{config.checkpoint}_{description['id']}.json"
+    ``n`` samples are compared by exact distances, ``images`` by the features of ``extractor``, with real samples of
+    ``split``, or of the run's data set with the changes in ``dataset``. Of images, a picture beside the file shows some
+    samples and the training images nearest to them. conf/evaluate.yaml has the same keys.
+    """
+    opened = Run.open(run)
+    trained = trained_config(opened, "score")
+    protocol = Protocol(n=n, images=images, extractor=extractor)
+    module, stream, step = load(trained, opened.checkpoint(checkpoint))
+    wanted = max(2 * n, images)
+    protocol.prepare(stream, real_samples(trained, stream, split, dataset, wanted), split=split_name(split, dataset))
+    scores, fake = score(module, protocol, seed)
+    taken = protocol.describe()
+    record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
+    path = opened.folder / "evaluation" / f"{checkpoint}_{taken['id']}.json"
+    path.parent.mkdir(exist_ok=True)
     if fake.dim() == 4:
         draw_neighbours(fake[:SHOWN], stream, path.with_suffix(".png"))
-    record = {"checkpoint": config.checkpoint, "step": step, "seed": config.seed}
-    write_json(path, record | {"scores": scores, "protocol": description})
-    for name, value in scores.items():
-        metric = METRICS.get(name)
-        if metric:
-            print(f"{name:30} {value:{metric.form}}".ljust(44) + metric.title)
-    print(f"{config.checkpoint}.ckpt of step {step}, protocol {description['id']}: {os.path.relpath(path)}")
+    write_json(path, record)
+    return path, record
 
 
 def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, BatchStream, int]:
-    """A run as it was at a checkpoint, in inference mode, with its data; and the generator step.
+    """A run as it was at a checkpoint, in evaluation mode, with its data; and the generator step.
 
     Raises ConfigError when the file is damaged, does not fit the config, or the data are not those of the run.
     """
-    # it is scored here, wherever and however it was trained
+    # scored on this machine's CPU in fp32, wherever and however it was trained
     config = OmegaConf.merge(config, {"accelerator": {"accelerator": "cpu", "devices": 1}, "precision": "32-true"})  # type: ignore[assignment]
-    check(config)
+    validate(config)
     source = construct(config, "dataset")
     saved = read_checkpoint(checkpoint, "checkpoint")
     module = build_module(config, source)
@@ -91,7 +94,8 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's networks ({reason})") from error
-    stream = open_stream(config, source, module.n_critic, torch.device("cpu"))
+    stream = open_stream(config, source, torch.device("cpu"), module)
+    module.labels = stream.labels
     if stream.fingerprint() != saved["fingerprint"]:
         raise ConfigError(
             "run", f"={checkpoint.parent.parent}: its data set is no longer the one that it was trained on"
@@ -99,20 +103,21 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
     return module.eval(), stream, saved["global_step"]
 
 
-def described_split(config: DictConfig) -> str:
+def split_name(split: str, dataset: Mapping[str, Any]) -> str:
     """Which real samples are compared with, for the record."""
-    changes = ",".join(f"{key}={value}" for key, value in config.dataset.items())
-    return ",".join(filter(None, (config.split, changes)))
+    return ",".join(filter(None, (split, *(f"{key}={value}" for key, value in dataset.items()))))
 
 
-def real_samples(trained: DictConfig, config: DictConfig, stream: BatchStream) -> Tensor | None:
+def real_samples(
+    trained: DictConfig, stream: BatchStream, split: str, dataset: Mapping[str, Any], wanted: int
+) -> Tensor | None:
     """Real samples to compare with, as stored, in a random order; None for those that were trained on."""
-    if config.dataset:
-        changed = OmegaConf.merge(trained, {"dataset": config.dataset, "hold_out": 0, "batch_size": 1})
-        check(changed)  # type: ignore[arg-type]
-        other = open_stream(changed, construct(changed, "dataset"), 1, torch.device("cpu"))  # type: ignore[arg-type]
-        return other.fixed_samples(max(2 * config.n, config.images))
-    if config.split == "training":
+    if dataset:
+        changed = OmegaConf.merge(trained, {"dataset": dict(dataset), "hold_out": 0, "batch_size": 1})
+        validate(changed)  # type: ignore[arg-type]
+        other = open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))  # type: ignore[arg-type]
+        return other.fixed_samples(wanted)
+    if split == "training":
         return None
     if stream.held_out is None or not len(stream.held_out):
         raise ConfigError("split", "=held_out: the run has held out no samples (hold_out=0); allowed is training")
@@ -120,16 +125,18 @@ def real_samples(trained: DictConfig, config: DictConfig, stream: BatchStream) -
 
 
 @torch.no_grad()
-def evaluate(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[dict[str, float], Tensor]:
-    """Scores of a module in inference mode, and what it generated."""
+def score(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[dict[str, float], Tensor]:
+    """All scores of a module in evaluation mode, and the samples that it generated."""
     scores = protocol.scores(partial(module.generate, seed=seed))
     real, fake = protocol.real, module.generate(len(protocol.real), seed=seed)
     if fake.dim() == 4:
         scores["eval/memorisation"] = memorisation(fake, protocol.stream.samples)
+    if module.conditional["critic"]:
+        return scores, fake  # the protocol's real images come without labels
     points = interpolate(real, fake, generator=torch.Generator().manual_seed(seed))
     with evaluation_mode(module.critic):
         scores["critic/wasserstein_estimate"] = (module.critic(real).mean() - module.critic(fake).mean()).item()
-        scores |= inspect(module, real, fake, points)
+        scores |= critic_report(module.critic, module.loss.objective, real, fake, points, module.loss.bound)
     return scores, fake
 
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 import wganlab
 from wganlab.adversarial import sample_latents
+from wganlab.averaging import trained_weights
 from wganlab.build import trained_config
-from wganlab.callbacks.checkpoints import read_checkpoint
 from wganlab.card import model_card
 from wganlab.codegen import source
-from wganlab.config import compose_config, quote_paths, without_hydra
 from wganlab.files import write_json, write_text
-from wganlab.runs import Run
+from wganlab.runs import Run, read_checkpoint
 from wganlab.sample import load_networks
-from wganlab.schema import ConfigError, check_call
+from wganlab.schema import ConfigError
+from wganlab.validate import command_settings
 
 #: Batch sizes at which what was written is compared with the generator.
 SIZES = (1, 2, 7)
@@ -40,36 +40,39 @@ TOLERANCE = 1e-4
 Function = Callable[[Tensor], Tensor]
 
 
-def settings(*, run: str, format: Literal["safetensors", "onnx"], checkpoint: str, output: str) -> None:
-    """The keys of conf/export.yaml and what they may be: its schema."""
-
-
 def main(overrides: Sequence[str]) -> None:
-    """Write a generator, its config and its card, checked, all or nothing, and say where."""
-    config = without_hydra(compose_config("export", quote_paths(overrides)))
-    if OmegaConf.is_missing(config, "run"):
-        raise ConfigError("run", ": is missing; give a run folder, as in wganlab export run=PATH format=onnx")
-    check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
-    if not all(importlib.util.find_spec(package) for package in FORMATS[config.format].packages):
-        raise ConfigError("format", f"={config.format}: needs pip install 'wganlab[export]'")
-    run = Run.open(config.run)
-    trained = trained_config(run, "export")
-    checkpoint, output = run.checkpoint(config.checkpoint), Path(config.output)
-    check_output(output)
-    generator, saved = load(trained, checkpoint)
+    """The command: write a run's generator, and say where it is."""
+    settings = command_settings(export, overrides)
+    step, difference = export(**settings)
+    what = f"the generator of step {step}, read back with a largest difference of {difference:.1g}"
+    print(f"{what}: {os.path.relpath(settings['output'])}")
+
+
+def export(*, run: str, format: Literal["safetensors", "onnx"], checkpoint: str, output: str) -> tuple[int, float]:
+    """Write a generator, its config and its card to ``output``, checked, all or nothing.
+
+    Returns its generator step, and how far what is read back is from it. conf/export.yaml has the same keys.
+    """
+    if not all(importlib.util.find_spec(package) for package in FORMATS[format].packages):
+        raise ConfigError("format", f"={format}: needs pip install 'wganlab[export]'")
+    opened, folder = Run.open(run), Path(output)
+    trained = trained_config(opened, "export")
+    path = opened.checkpoint(checkpoint)
+    check_output(folder)
+    generator, saved = load(trained, path)
     try:
         # beside the first folder that is there already, so that what fails leaves no folder behind
-        there = next(folder for folder in output.absolute().parents if folder.exists())
+        there = next(parent for parent in folder.absolute().parents if parent.exists())
         with TemporaryDirectory(prefix=".export-", dir=there) as part:
-            difference = write_export(run, trained, generator, saved, config, Path(part, "new"))
-            output.parent.mkdir(parents=True, exist_ok=True)
-            if output.exists():
-                output.rename(Path(part, "old"))
-            Path(part, "new").rename(output)
+            new = Path(part, "new")
+            difference = write_export(opened, trained, generator, saved, format, checkpoint, new)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                folder.rename(Path(part, "old"))
+            new.rename(folder)
     except OSError as error:
         raise ConfigError("output", f"={output}: cannot be written ({error})") from error
-    what = f"the generator of step {saved['global_step']}, read back with a largest difference of {difference:.1g}"
-    print(f"{what}: {os.path.relpath(output)}")
+    return saved["global_step"], difference
 
 
 def check_output(output: Path) -> None:
@@ -82,14 +85,13 @@ def check_output(output: Path) -> None:
 
 
 def load(config: DictConfig, checkpoint: Path) -> tuple[nn.Module, Any]:
-    """The generator of a checkpoint in inference mode, in the precision of its weights, and all that the file holds.
+    """The generator of a checkpoint in evaluation mode, in the precision of its weights, and all that the file holds.
 
     Raises ConfigError when the file is damaged or does not fit the run's config.
     """
     (generator,) = load_networks(config, checkpoint, "generator")
     saved = read_checkpoint(checkpoint, "checkpoint")
-    prefix = "generator."
-    weights = {key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)}
+    weights = trained_weights(saved["state_dict"], "generator")
     generator.to(dtype_of(weights)).load_state_dict(weights)  # load_networks has rounded what was trained in float64
     return generator.requires_grad_(False), saved
 
@@ -100,7 +102,7 @@ def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def write_export(
-    run: Run, trained: DictConfig, generator: nn.Module, saved: Any, config: DictConfig, folder: Path
+    run: Run, trained: DictConfig, generator: nn.Module, saved: Any, format: str, checkpoint: str, folder: Path
 ) -> float:
     """All files of an export in a new folder; returns how far what was written is from the generator.
 
@@ -117,19 +119,19 @@ def write_export(
     notes = {
         "wganlab": wganlab.__version__,
         "step": str(saved["global_step"]),
-        "checkpoint": config.checkpoint,
+        "checkpoint": checkpoint,
         "choices": json.dumps(run.choices),
     }
     try:
-        written = FORMATS[config.format].write(generator, draw(SIZES[-1]), folder, notes)
+        written = FORMATS[format].write(generator, draw(SIZES[-1]), folder, notes)
         difference = max(compare(generator, written, draw(n)) for n in SIZES)
     except OSError:
         raise
     except Exception as error:  # torch.fx, torch.export and onnxruntime raise a dozen types
-        raise ConfigError("format", f"={config.format}: cannot hold this generator ({reason(error)})") from error
+        raise ConfigError("format", f"={format}: cannot hold this generator ({reason(error)})") from error
     resolved = resolve(run, trained)
     write_json(folder / "config.json", resolved)
-    facts = {"format": config.format, "checkpoint": config.checkpoint, "step": saved["global_step"]}
+    facts = {"format": format, "checkpoint": checkpoint, "step": saved["global_step"]}
     facts |= {"shape": saved["shape"], "dtype": str(draw(1).dtype).removeprefix("torch."), "difference": difference}
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     write_text(folder / "README.md", model_card(run, resolved, parameters=parameters, **facts))
@@ -147,11 +149,11 @@ def resolve(run: Run, config: DictConfig) -> dict[str, Any]:
 @torch.no_grad()
 def compare(generator: nn.Module, written: Function, latents: Tensor) -> float:
     """Largest absolute difference between two functions of latents. Raises ValueError where it is too large."""
-    wanted, made = generator(latents), written(latents)
-    if (made.shape, made.dtype) != (wanted.shape, wanted.dtype):
-        raise ValueError(f"of {len(latents)} latents it makes {describe(made)}, and not {describe(wanted)}")
-    difference = (made - wanted).abs().max().item()
-    if not torch.allclose(made, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+    expected, actual = generator(latents), written(latents)
+    if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+        raise ValueError(f"of {len(latents)} latents it makes {describe(actual)}, and not {describe(expected)}")
+    difference = (actual - expected).abs().max().item()
+    if not torch.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE):
         raise ValueError(f"what was written differs from it by {difference:.2g} on {len(latents)} latents")
     return difference
 

@@ -1,154 +1,312 @@
-"""The one road from a command line to a run."""
+"""The one road from a command line to a run: compose, validate, build, run.
 
-import json
-import math
-import os
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import datetime
+The command, :mod:`wganlab.notebook`, studies and searches, and the workers of Hydra's launchers all take it. A single
+run is :func:`run`, many are :func:`sweep`, a run that goes on is :func:`resume`; each ends in
+:func:`wganlab.record.train_in`, which claims a folder and trains in it.
+"""
+
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGUSR2, raise_signal
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus, run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from wganlab import loggers, parallel
-from wganlab.accelerator import backend
-from wganlab.build import check, generator_steps, objections
+from wganlab import search
 from wganlab.callbacks.interruption import StoppedError
-from wganlab.files import write_json, write_text
-from wganlab.locks import locked
+from wganlab.config import (
+    Composer,
+    composer,
+    name_jobs_by_what_varies,
+    parse,
+    quote,
+    raise_failure,
+    split_sweep,
+    without_hydra,
+)
+from wganlab.environment import is_further_rank, is_submitit, place
+from wganlab.folders import check_folder, check_same_run, check_sweep, claimed_sweep
+from wganlab.locks import BusyError
+from wganlab.parallel import broadcast_object
+from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
-from wganlab.training import fit
+from wganlab.schema import ConfigError
+from wganlab.sweeps import run_sweep
+from wganlab.validate import complete, parameters_at, validate
 
-#: What a diverged run returns to a sweeper: large, and finite, since some fail on NaN.
-WORST = 1e9
+#: Errors whose message says all: no traceback is shown.
+ONE_LINE = (ConfigError, BusyError, FloatingPointError, OSError)
 
 
-def train(config: DictConfig, *, changed: bool = False) -> float | None:
-    """Hydra's job: one run in Hydra's output folder. Returns, for sweepers that minimise, the final ``eval/fid``, or
-    where there is no extractor ``eval/emd``.
+def run(
+    overrides: Sequence[str], *, config_dir: str | None = None, name: str = "train", configure_logging: bool = False
+) -> Path:
+    """Make one run, or continue the one that ``run=PATH`` names; returns its folder.
 
-    A folder that holds a run already goes on from its last checkpoint, or from the start where there is none; what is
-    complete is left alone. ``changed`` says that the folder's own config is to be replaced. Raises ConfigError when the
-    config cannot run, BusyError when another process is at it; any other exception is written to status.json and
-    raised again.
+    ``name`` is that of the primary config. Raises ConfigError before anything is written, BusyError when another
+    process is at work in the folder, and what the run raises.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    check(config)
-    with objections(config, "accelerator"):
-        node = parallel.Node.here(config.accelerator.get("nodes", 1))
-    if node.rank:
-        on_ranks(config, folder, node)
-        return None
-    with locked(folder):
-        status = read_status(folder)
-        summary = finished(folder, status, generator_steps(config))
-        if summary is None:
-            refuse_to_repeat(status)
-            if changed:
-                write_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
-            summary = run(config, folder, status, node)
-        else:
-            print(f"already completed: {os.path.relpath(folder)}", flush=True)
-    value = summary["final"].get("eval/fid", summary["final"].get("eval/emd"))
-    return value if value is None or math.isfinite(value) else WORST
+    if any(text.startswith("run=") for text in overrides):
+        return resume(overrides)
+    with composer(name, config_dir, parameters_at) as hydra:
+        config, folder = plan_run(hydra, overrides)
+        if is_further_rank():  # it works in the folder of rank zero
+            train_in(folder, without_hydra(config), may_continue=True)
+            return folder
+        context = hydra.context(config)
+        context.callbacks.on_run_start(config=config, config_name=name)
+        with raising_for_all_ranks():
+            done = run_job(job, config, "hydra.run.dir", None, context, configure_logging=configure_logging)
+        context.callbacks.on_run_end(config=config, config_name=name, job_return=done)
+    if done.status == JobStatus.FAILED:
+        raise_failure(done)
+    return folder
 
 
-def resume(folder: Path, config: DictConfig, *, changed: bool) -> None:
-    """``wganlab train run=PATH``: continue a run in its folder, with its own config or one of a higher budget."""
+class EndOfAllRanksError(BaseException):
+    """A job has failed that several processes share: no launcher of Hydra's may go on to the next."""
+
+
+@contextmanager
+def raising_for_all_ranks() -> Iterator[None]:
+    """Raise what a job of several ranks has raised."""
+    try:
+        yield
+    except EndOfAllRanksError as end:
+        raise end.args[0] from None
+
+
+def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+    """The checked config of one run, with Hydra's own node, and its folder."""
+    parse(overrides)
+    config = hydra.compose([*overrides, "hydra.mode=RUN"])
+    check_budget(config, overrides)
+    folder = fix_folder(config, "hydra.run.dir")
+    validate(config)
+    if not is_further_rank():  # rank zero may have begun
+        check_folder(folder, without_hydra(config), in_sweep=False)
+    return config, folder
+
+
+def resume(overrides: Sequence[str]) -> Path:
+    """Continue a run in its folder: its own config, or one with a higher budget. Returns the folder."""
+    if flags := [text for text in overrides if "=" not in text]:
+        raise ConfigError(" ".join(flags), ": only a higher steps= or images= can be given to a run that is continued")
+    given = dict(text.split("=", 1) for text in overrides)
+    found = Run.open(given.pop("run"))
+    changes = {key: yaml.safe_load(value) for key, value in given.items()}
+    budget = "steps" if found.config.get("images") is None else "images"
+    for key in {"steps", "images"} & changes.keys() - {budget}:
+        current = f"{budget}={found.config.get(budget)}"
+        raise ConfigError(key, f"={changes[key]}: the budget of this run is {current}; raise that")
+    config = OmegaConf.create(found.config)
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().cfg = stored_hydra(found.folder)  # for ${hydra:...}
+    try:
+        if "model" in config:
+            complete(config)
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value, force_add=True)
+        check_same_run(found.folder, config, "run")
+        validate(config)
+        train_in(found.folder.absolute(), config, may_continue=True)
+    finally:
+        HydraConfig.instance().cfg = before
+    return found.folder
+
+
+def stored_hydra(folder: Path) -> Any:
+    """Hydra's own settings as they were when a run began; the folder may have been moved since."""
     stored = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
-    stored.hydra.runtime.output_dir = str(folder.absolute())  # it may have been moved
+    stored.hydra.runtime.output_dir = str(folder.absolute())
     stored.hydra.mode = RunMode[stored.hydra.mode]
-    HydraConfig.instance().cfg = stored  # type: ignore[assignment]  # set_config wants types that a file has not
-    train(config, changed=changed)
+    return stored
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """What status.json says; empty for a new folder."""
-    return Run(folder).status if (folder / "status.json").exists() else {}
+def sweep(overrides: Sequence[str], *, config_dir: str | None = None, name: str = "train") -> int:
+    """Make every run of a multirun, by Hydra's launcher, or search by its sweeper; returns the exit code.
+
+    Each job is composed and checked once, before the first begins. Raises ConfigError for the first that cannot run,
+    and BusyError when another process is at work on another sweep in the folder.
+    """
+    with composer(name, config_dir, parameters_at) as hydra:
+        jobs = plan_sweep(hydra, overrides)
+        context = hydra.context(jobs.master, jobs)
+        context.callbacks.on_multirun_start(config=jobs.master, config_name=name)
+        with raising_for_all_ranks():
+            code = jobs.search(context) if search.is_search(jobs.master.hydra) else jobs.launch(context)
+        context.callbacks.on_multirun_end(config=jobs.master, config_name=name)
+        return code
 
 
-def finished(folder: Path, status: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
-    """The summary of a run that has made its steps, else None."""
-    summary = Run(folder).summary if status.get("state") == "completed" else {}
-    return summary if summary.get("steps", 0) >= steps else None
+def plan_sweep(hydra: Composer, overrides: Sequence[str]) -> "Jobs":
+    """The jobs of a multirun, not composed yet but for what they have in common."""
+    given = parse(overrides, hydra.loader)
+    names = name_jobs_by_what_varies(given)
+    fixed = [text for text, one in zip(overrides, given, strict=True) if not one.is_sweep_override()]
+    master = compose_master(hydra, [*fixed, *names, "hydra.mode=MULTIRUN"])
+    search.check_plugins(master.hydra, overrides)
+    search.check_ranks(master.hydra)
+    return Jobs(hydra, master, overrides)
 
 
-def refuse_to_repeat(status: Mapping[str, Any]) -> None:
-    """A sweep that is taken up again after a worker has died does not repeat what has failed by itself."""
-    sweep = os.environ.get("WGANLAB_SWEEP")
-    if sweep and status.get("state") == "failed" and status.get("sweep") == sweep:
-        raise RuntimeError(status.get("error"))
+def compose_master(hydra: Composer, fixed: list[str]) -> DictConfig:
+    """What the jobs of a multirun have in common, with Hydra's own node: who launches them, and where to.
 
-
-def run(config: DictConfig, folder: Path, before: Mapping[str, Any], node: parallel.Node) -> dict[str, Any]:
-    """Train, in this process or on ranks of it, and keep status.json at the truth."""
-    status: dict[str, Any] = {
-        "state": "running",
-        "started": before.get("started") or now(),
-        "finished": None,
-        "error": None,
-        "pid": os.getpid(),
-        "sweep": os.environ.get("WGANLAB_SWEEP"),
-        "wandb_id": before.get("wandb_id") or loggers.new_id(),
-    }
-    write_json(folder / "status.json", status)
+    What is fixed may only make sense beside what is swept, such as dataset.root beside dataset=: then it is left out.
+    """
     try:
-        identity = run_identity(folder) | {"id": status["wandb_id"]}
-        if config.accelerator.get("devices", 1) * config.accelerator.get("nodes", 1) == 1:
-            summary = fit(config, folder, identity)
-        else:
-            on_ranks(config, folder, node, identity)
-            summary = json.loads((folder / "summary.json").read_text())
-    except BaseException as error:
-        stopped = isinstance(error, StoppedError | KeyboardInterrupt)
-        message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
-        state = {"state": "stopped" if stopped else "failed", "finished": now(), "error": message}
-        with suppress(OSError):  # a full disk: what went wrong matters more than its record
-            write_json(folder / "status.json", status | state)
-        raise
-    write_json(folder / "status.json", status | {"state": "completed", "finished": now()})
-    print(
-        f"completed {summary['steps']} generator steps in {summary['seconds']:.1f} s "
-        f"({summary['images_per_second']:,.0f} images/s): {os.path.relpath(folder)}",
-        flush=True,
-    )
-    return summary
+        master = hydra.compose(fixed)
+    except ConfigError:
+        master = hydra.compose([text for text in fixed if text.lstrip("+~").startswith("hydra")])
+    folder = fix_folder(master, "hydra.sweep.dir")
+    with read_write(master), open_dict(master):
+        master.hydra.overrides.hydra.append(f"hydra.sweep.dir={quote(folder.as_posix())}")
+    return master
 
 
-def on_ranks(config: DictConfig, folder: Path, node: parallel.Node, *arguments: Any) -> None:
-    """:func:`fit` on all devices of this node. Raises ChildProcessError where one dies."""
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # the resolvers of Hydra stay here
-    devices, nodes = config.accelerator.devices, config.accelerator.nodes
-    talk = backend(config.accelerator.accelerator)
+class Jobs:
+    """The jobs of a multirun. Hydra's launchers take it for the loader of their configs: each is composed once.
+
+    A process that a launcher starts elsewhere composes and checks its own job anew.
+    """
+
+    def __init__(self, hydra: Composer, master: DictConfig, overrides: Sequence[str]) -> None:
+        self.hydra, self.master = hydra, master
+        self.overrides = [text for text in overrides if not text.lstrip("+~").startswith("hydra")]
+        self.here = not search.runs_elsewhere(master.hydra)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"composed": {}, "here": True}
+
+    def load_sweep_config(self, master: DictConfig, overrides: Sequence[str], number: int = 0) -> DictConfig:
+        """The checked config of one job, with Hydra's own node."""
+        key = tuple(overrides)
+        if key not in self.composed:
+            config = self.hydra.compose(overrides, master)
+            with open_dict(config):
+                config.hydra.job.num, config.hydra.job.id = number, str(number)  # a launcher may give others
+            check_budget(config, overrides)
+            HydraConfig.instance().set_config(config)  # for ${hydra:...}
+            validate(config, here=self.here)
+            self.composed[key] = config
+        OmegaConf.set_readonly(self.composed[key].hydra, None)  # launchers write into it
+        return self.composed[key]
+
+    def plan(self) -> tuple[list[list[str]], dict[str, DictConfig]]:
+        """All combinations of the swept values: overrides of each job, and its checked config by name of its folder."""
+        params = [f"{key}={value}" for key, value in (self.master.hydra.sweeper.get("params") or {}).items()]
+        jobs = split_sweep(parse([*params, *self.overrides], self.hydra.loader))
+        base, configs = Path(self.master.hydra.sweep.dir), dict[str, DictConfig]()
+        for number, overrides in enumerate(jobs):
+            config = self.load_sweep_config(self.master, overrides, number)
+            name = str(config.hydra.sweep.subdir)
+            if name in configs:
+                raise ConfigError("hydra.sweep.dir", f"={base}: two jobs of the sweep would share the folder {name}")
+            configs[name] = without_hydra(config)
+        if not is_further_rank():  # rank zero may have begun
+            check_sweep(base, configs)
+            for name, config in configs.items():
+                check_folder(base / name, config, in_sweep=True)
+        return jobs, configs
+
+    def launch(self, context: HydraContext) -> int:
+        """Make all jobs by Hydra's launcher; returns the exit code."""
+        (jobs, configs), base = self.plan(), Path(self.master.hydra.sweep.dir)
+        if is_further_rank():  # it works in the folders of rank zero
+            for overrides, (name, config) in zip(jobs, configs.items(), strict=True):
+                HydraConfig.instance().set_config(self.load_sweep_config(self.master, overrides))
+                train_in(base / name, config, may_continue=True)
+            return broadcast_object(0)
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=self.master)
+        size = self.master.hydra.sweeper.get("max_batch_size") or len(jobs)
+
+        def launch_all() -> None:
+            batches = [launcher.launch(jobs[i : i + size], initial_job_idx=i) for i in range(0, len(jobs), size)]
+            for done in (done for batch in batches for done in batch):
+                if done.status == JobStatus.FAILED:
+                    raise_failure(done)
+
+        with claimed_sweep(base, configs):
+            return broadcast_object(run_sweep(launch_all, [base / name for name in configs]))
+
+    def search(self, context: HydraContext) -> int:
+        """Have Hydra's sweeper choose the jobs as it goes; returns the exit code."""
+        fixed = [text for text in self.overrides if not parse([text], self.hydra.loader)[0].is_sweep_override()]
+        config = self.load_sweep_config(self.master, fixed)
+        if not config.callbacks.get("evaluation"):
+            raise ConfigError("callbacks.evaluation", ": is off, and a search minimises what it measures")
+        with search.resumed(self.master.hydra, without_hydra(config)) as changes:
+            if changes is not None:
+                with read_write(self.master), open_dict(self.master):
+                    for key, value in changes.items():
+                        OmegaConf.update(self.master.hydra.sweeper, key, value)
+                sweeper = Plugins.instance().instantiate_sweeper(
+                    hydra_context=context, task_function=job, config=self.master
+                )
+                sweeper.sweep(self.overrides)
+        return 0
+
+
+def fix_folder(config: DictConfig, key: str) -> Path:
+    """The folder at a key of Hydra's, written into the config as it is now: the time of day is part of its default.
+
+    Raises ConfigError when it cannot be formed.
+    """
+    HydraConfig.instance().set_config(config)
     try:
-        parallel.launch(fit, resolved, folder, *arguments, devices=devices, node=node, nodes=nodes, backend=talk)
-    except ChildProcessError as error:
-        saved = (folder / "checkpoints" / "last.ckpt").exists()
-        raise ChildProcessError(
-            f"{error}; {'the last checkpoint is good' if saved else 'nothing was saved'}"
-        ) from error
+        folder = Path(OmegaConf.select(config, key))
+    except OmegaConfBaseException as error:
+        raise ConfigError(key, ": " + " ".join(str(error).split())) from error
+    OmegaConf.set_readonly(config.hydra, None)
+    OmegaConf.update(config, key, folder.as_posix())
+    return folder
 
 
-def run_identity(folder: Path) -> dict[str, Any]:
-    """How W&B shows a run: named after its overrides, grouped by its sweep, tagged with its choices.
+def check_budget(config: DictConfig, overrides: Sequence[str]) -> None:
+    """A budget is given in steps or in images. Raises ConfigError for both."""
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "steps" in given and OmegaConf.to_container(config, resolve=False).get("images") is not None:  # type: ignore[union-attr]
+        rule = "is a budget, and so is steps; give one of them, and the other as null"
+        raise ConfigError("images", f"={config.images}: {rule}")
 
-    A sweep of W&B's names and groups its runs itself.
+
+def job(config: DictConfig) -> float | None:
+    """Hydra's task function: one run in the folder that Hydra names. Launchers ship it to their workers by name.
+
+    Returns what a search minimises.
     """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
-    choices = [hydra.runtime.choices[group] for group in ("dataset", "model", "loss")]
-    if loggers.in_agent():
-        return {"tags": choices}
-    return {
-        "name": hydra.job.override_dirname or folder.name,
-        "group": Path(hydra.sweep.dir).name if in_sweep else None,
-        "tags": choices,
-    }
-
-
-def now() -> str:
-    """The time, to the second, in ISO 8601 with its zone."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
+    try:
+        return train_in(Path(hydra.runtime.output_dir), config, may_continue=in_sweep)
+    except SystemExit as error:
+        if is_submitit(SIGUSR2):  # which has put the job into the queue again
+            raise
+        raise RuntimeError(f"sys.exit({error.code})") from error
+    except Exception as error:
+        if place():
+            raise EndOfAllRanksError(error) from error
+        if not in_sweep:
+            raise
+        if isinstance(error, FloatingPointError) and search.is_search(hydra):
+            print(f"wganlab: {error}", file=sys.stderr)
+            return DIVERGED
+        if isinstance(error, StoppedError):  # the signal was meant for all jobs
+            print(f"wganlab: {error}", file=sys.stderr)
+            if is_submitit(error.number):  # the run is saved; now it may be queued again
+                raise_signal(error.number)
+            raise KeyboardInterrupt(error.exit_code) from error
+        if not isinstance(error, ONE_LINE):
+            traceback.print_exc()
+        raise  # the other jobs go on

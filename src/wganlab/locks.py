@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 class BusyError(Exception):
-    """Another process works on the folder."""
+    """Another process works on a folder."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is being worked on by another process"
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"{folder} is being worked on by another process") from None
+            raise BusyError(folder) from None
         yield
     finally:
         os.close(descriptor)

@@ -194,8 +194,8 @@ class WandbLogger(loggers.WandbLogger):
 
 
 def artifacts_of(folder: Path, run_id: str, summary: Mapping[str, Any]) -> list[wandb.Artifact]:
-    """What a completed run has made, as far as it is there: model-ID, its last and best checkpoint, with their steps
-    and scores; and samples-ID, its last grid of samples.
+    """The artifacts of a completed run, of those files that it has: model-ID, its last and best checkpoint, with their
+    steps and scores; and samples-ID, its last grid of samples.
 
     Files stay where they are: W&B makes no copies of its own.
     """

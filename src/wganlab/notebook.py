@@ -2,31 +2,21 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra import compose
-from hydra._internal.callbacks import Callbacks
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus, run_job
-from hydra.errors import HydraException
-from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from wganlab import cli
-from wganlab.build import check, objections, trained_config
+from wganlab import launch
+from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
-from wganlab.config import jobs, vocabulary
-from wganlab.launch import train as train_in_hydra
+from wganlab.config import parse
 from wganlab.loggers import own_session
 from wganlab.runs import Run
 from wganlab.sample import draw, load_networks
@@ -51,8 +41,10 @@ class LoadedRun:
     def config(self) -> DictConfig:
         """The composed config, interpolations resolved. Raises ConfigError where it is damaged or cannot be."""
         config = self._config.copy()
-        with objections(config, "run"):
+        try:
             OmegaConf.resolve(config)
+        except OmegaConfBaseException as error:
+            raise ConfigError("run", f"={self.folder}: {' '.join(str(error).split())}") from error
         return config
 
     @cached_property
@@ -73,13 +65,13 @@ class LoadedRun:
 
     @property
     def generator(self) -> nn.Module:
-        """In inference mode, on the CPU. Raises ConfigError when none was trained (training=fixed_generator)."""
+        """In evaluation mode, on the CPU. Raises ConfigError when none was trained, but a fixed one."""
         trained_config(self.run, "draw")
         return self.networks["generator"]
 
     @property
     def critic(self) -> nn.Module:
-        """In inference mode, on the CPU."""
+        """In evaluation mode, on the CPU."""
         return self.networks["critic"]
 
     @torch.no_grad()
@@ -90,8 +82,7 @@ class LoadedRun:
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Those that were trained, with the checkpoint's weights. Raises ConfigError where it is missing or damaged."""
-        fixed = self.run.choices.get("training") == "fixed_generator"
-        names = ["critic"] if fixed else ["generator", "critic"]
+        names = ["generator", "critic"] if trains_generator(self._config) else ["critic"]
         path = self.run.checkpoint(self.checkpoint)
         return dict(zip(names, load_networks(self._config, path, *names), strict=True))
 
@@ -123,56 +114,24 @@ def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None)
     Changed for the process, as by the command: torch's matmul precision and with accelerator.deterministic its kernels,
     malloc's limits, PL_GLOBAL_SEED, the level of Lightning's loggers and some of its warnings.
     """
-    arguments = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
-    with hydra_of_its_own(), own_session(), same_random_numbers():
+    given = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
+    if not any(text.startswith("run=") for text in given):
+        refuse_sweeps(given)
+    with own_session(), same_random_numbers():
         try:
-            if any(argument.startswith("run=") for argument in arguments):
-                cli.resume(arguments)
-                folder = HydraConfig.get().runtime.output_dir
-            else:
-                folder = begin(arguments, config_dir)
+            return LoadedRun(Run(launch.run(given, config_dir=config_dir)), "last")
         except SystemExit as error:  # of a user's class
             raise RuntimeError(f"sys.exit({error.code})") from error
-    return LoadedRun(Run(Path(folder)), "last")
-
-
-def begin(overrides: list[str], config_dir: str | None) -> str:
-    """A new run, by Hydra, in its folder. Raises ConfigError for what is no single run, and what the run raises."""
-    refuse_sweeps(overrides)
-    for config in jobs(overrides, multirun=False, config_dir=config_dir):
-        check(config)
-    with vocabulary("train", overrides, config_dir) as extra:
-        whole = compose("train", [*extra, *overrides, "hydra.mode=RUN"], return_hydra_config=True)
-        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks(whole))
-        done = run_job(train_in_hydra, whole, "hydra.run.dir", None, context, configure_logging=False)
-    if done.status == JobStatus.FAILED:
-        raise done._return_value  # its property would write to stderr first
-    return whole.hydra.runtime.output_dir
 
 
 def refuse_sweeps(overrides: Sequence[str]) -> None:
     """Raises ConfigError for flags, and for overrides that make several runs."""
-    wrong = [override for override in overrides if override.startswith("-")]
-    with suppress(HydraException):  # what is no override is refused with the reason, later
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        several = [one for one in parsed if one.is_sweep_override() or one.key_or_group == "hydra.mode"]
-        wrong += [str(one.input_line) for one in several]
+    wrong = [text for text in overrides if text.startswith("-")]
+    if not wrong:
+        several = [one for one in parse(overrides) if one.is_sweep_override() or one.key_or_group == "hydra.mode"]
+        wrong = [str(one.input_line) for one in several]
     if wrong:
         raise ConfigError(" ".join(wrong), ": wganlab.train makes one run of key=value; sweeps: wganlab train -m ...")
-
-
-@contextmanager
-def hydra_of_its_own() -> Iterator[None]:
-    """Hydra's global state afterwards is what it was: a notebook may use Hydra, too."""
-    before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    Plugins.instance()  # which fills the store
-    groups = ConfigStore.instance().repo.get("hydra", {})
-    defaults = {group: dict(choices) for group, choices in groups.items() if isinstance(choices, dict)}
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before
-        groups.update(defaults)
 
 
 @contextmanager

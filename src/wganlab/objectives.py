@@ -1,7 +1,9 @@
 """Objectives: what critic and generator minimise, as equations over scores.
 
 An objective sees scores only, shape (batch,): unbounded reals, never probabilities. Any object with the two
-methods of :class:`Objective` is one; name it in a ``conf/loss/objective/*.yaml`` and it can be trained.
+methods of :class:`Objective` is one; name it in a ``conf/loss/objective/*.yaml`` and it can be trained. One whose
+generator is judged against real images has ``relativistic = True`` and ``generator_loss(fake_scores, real_scores)``,
+with the scores of the real images that the critic has just seen.
 """
 
 from typing import Protocol, runtime_checkable

@@ -4,8 +4,9 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,64 @@ from typing import Any
 import yaml
 
 from wganlab.locks import is_locked
-from wganlab.metrics import METRICS
+from wganlab.metrics import metric_of
 from wganlab.schema import ConfigError
+from wganlab.translate import translate
 
 Row = dict[str, float]
+#: Version of what a checkpoint holds. Raise it when the meaning changes; checkpoints of other versions are refused.
+CHECKPOINT_SCHEMA = 1
+
+
+class Status(StrEnum):
+    """The state of a run, as status.json has it under "state"."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped"  # by a signal or Ctrl-C, and saved
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"  # said to be running, while no process works on it
+    UNKNOWN = "unknown"  # status.json is missing or damaged
+    ABSENT = "absent"  # of a job of a sweep: it has not begun
+
+
+def read_metrics(path: Path) -> Iterator[tuple[dict[str, str], Row] | None]:
+    """The rows of a metrics.csv: the cells as written, and their numbers without empty cells; None for a damaged row.
+
+    Steps and images are integers. Raises OSError where the file cannot be read.
+    """
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            for cells in csv.DictReader(file):
+                try:
+                    row = {key: float(value) for key, value in cells.items() if value != ""}
+                    row["step"] = int(row["step"])
+                    row |= {"images_seen": int(row["images_seen"])} if "images_seen" in row else {}
+                    yield cells, row
+                except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+                    yield None
+        except csv.Error:
+            yield None
 
 
 def final_and_best(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """Last value of every metric; of losses and evaluations also the best, with its step: the smallest, but where
-    :data:`wganlab.metrics.METRICS` says that higher is better."""
+    """Last value of every metric; of metrics with a direction also the best, with its step."""
     final: Row = {}
     best: dict[str, dict[str, float]] = {}
     for row in rows:
         final |= row
         for key, value in row.items():
-            judged = key.endswith("/loss") or (key.startswith("eval/") and not key.endswith("_real"))
-            if not judged or not math.isfinite(value):
+            metric = metric_of(key)
+            if metric.direction is None or not math.isfinite(value):
                 continue
-            sign = -1 if key in METRICS and METRICS[key].better == "higher" else 1
-            if key not in best or sign * value < sign * best[key]["value"]:
+            if key not in best or metric.sign * value < metric.sign * best[key]["value"]:
                 best[key] = {"value": value, "step": row["step"]}
     return {"final": final, "best": best}
 
 
 @dataclass
 class Run:
-    """A run folder, complete or not. ``problems`` says in plain words what is missing or damaged."""
+    """A run folder, complete or not. ``problems`` are sentences that name missing and damaged files."""
 
     folder: Path
     problems: list[str] = field(default_factory=list)
@@ -54,12 +87,12 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The composed config, interpolations unresolved."""
-        return self._mapping(".hydra/config.yaml", yaml.safe_load)
+        """The composed config in the words of this version, interpolations unresolved."""
+        return translate(self._mapping(".hydra/config.yaml", yaml.safe_load))
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """What the command line (or the sweep) changed: key -> value."""
+        """The overrides of the command line or the sweep: key -> value."""
         given = self._read(".hydra/overrides.yaml", yaml.safe_load)
         items = [str(item).partition("=") for item in given] if isinstance(given, list) else []
         return {key.lstrip("+~"): value for key, _, value in items}
@@ -74,45 +107,58 @@ class Run:
 
     @cached_property
     def status(self) -> dict[str, Any]:
-        """status.json; a run that says "running" and is not worked on is "interrupted": its process was killed."""
-        status = {"state": "unknown"} | self._mapping("status.json", json.loads)
-        if status["state"] == "running" and not is_locked(self.folder):
-            status["state"] = "interrupted"
-        return status
+        """status.json, with its state as a :class:`Status`.
+
+        A run that says "running" and is not worked on is interrupted: its process was killed.
+        """
+        status = self._mapping("status.json", json.loads)
+        state = status.get("state")
+        known = Status(state) if state in list(Status) else Status.UNKNOWN
+        killed = known == Status.RUNNING and not is_locked(self.folder)
+        return status | {"state": Status.INTERRUPTED if killed else known}
+
+    @property
+    def state(self) -> Status:
+        """The state in status.json."""
+        return self.status["state"]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty for a run that did not complete."""
-        return self._mapping("summary.json", json.loads) if self.status["state"] == "completed" else {}
+        return self._mapping("summary.json", json.loads) if self.state == Status.COMPLETED else {}
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """How its scores were taken; empty for a run without evaluations, or of an earlier version."""
+        """The protocol of its scores; empty for a run without evaluations."""
         known = (self.folder / "protocol.json").is_file()
         return self._mapping("protocol.json", json.loads) if known else {}
 
     @cached_property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The records of ``wganlab evaluate``, by name of their file. Damaged and foreign files are skipped."""
+        found = {}
+        for path in sorted(self.folder.glob("evaluation/*.json")):
+            record = self._mapping(f"evaluation/{path.name}", json.loads)
+            if all(isinstance(record.get(key), dict) for key in ("protocol", "scores")):
+                found[path.name] = record
+        return found
+
+    @cached_property
     def rows(self) -> list[Row]:
         """metrics.csv as numbers. Cells without a finite value are left out, damaged rows are skipped."""
-        path = self.folder / "metrics.csv"
         rows: list[Row] = []
         damaged, diverged = 0, None
         try:
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                for cells in csv.DictReader(file):
-                    try:
-                        row = {key: float(value) for key, value in cells.items() if value != ""}
-                        row["step"] = int(row["step"])
-                    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
-                        damaged += 1
-                        continue
-                    finite = {key: value for key, value in row.items() if math.isfinite(value)}
-                    diverged = row["step"] if diverged is None and len(finite) < len(row) else diverged
-                    rows.append(finite)
+            for found in read_metrics(self.folder / "metrics.csv"):
+                if found is None:
+                    damaged += 1
+                    continue
+                _, row = found
+                finite = {key: value for key, value in row.items() if math.isfinite(value)}
+                diverged = row["step"] if diverged is None and len(finite) < len(row) else diverged
+                rows.append(finite)
         except OSError:
             self.problems.append("metrics.csv is missing")
-        except csv.Error:
-            damaged += 1
         if damaged:
             self.problems.append(f"metrics.csv: {damaged} damaged rows skipped")
         if diverged is not None:
@@ -140,6 +186,14 @@ class Run:
             raise ConfigError("checkpoint", f"={name}: {self.folder} has no such checkpoint; {allowed}")
         return path
 
+    @cached_property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of a sample, from the last checkpoint; None where there is none that can be read."""
+        try:
+            return tuple(read_checkpoint(self.checkpoint("last"))["shape"])
+        except (ConfigError, KeyError, TypeError):
+            return None
+
     def _mapping(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
         content = self._read(name, parse)
         if content is not None and not isinstance(content, dict):
@@ -154,6 +208,26 @@ class Run:
         except (yaml.YAMLError, ValueError, RecursionError):
             self.problems.append(f"{name} is damaged")
         return None
+
+
+def read_checkpoint(path: Path, key: str = "run") -> Mapping[str, Any]:
+    """A checkpoint of this version of wganlab, loaded without running any code of the file.
+
+    Raises ConfigError for one that is damaged, foreign or of another version.
+    """
+    import torch  # which takes a second, and reports of tables do without
+
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(key, f": {path} is damaged or no checkpoint of wganlab ({reason[:120]})") from error
+    own = saved.get("wganlab") if isinstance(saved, dict) else None
+    schema = own.get("schema") if isinstance(own, dict) else None
+    if schema != CHECKPOINT_SCHEMA:
+        supported = f"this version of wganlab continues from schema {CHECKPOINT_SCHEMA}"
+        raise ConfigError(key, f": {path} has schema {schema}, {supported}")
+    return saved
 
 
 def is_png(path: Path) -> bool:

@@ -8,21 +8,30 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
 from wganlab.adversarial import sample_latents
-from wganlab.build import GIVEN, Seed, construct, trained_config
-from wganlab.config import compose_config, quote_paths, without_hydra
+from wganlab.averaging import trained_weights
+from wganlab.build import build_critic, build_generator, build_loss, trained_config
+from wganlab.networks.layers import takes_labels
 from wganlab.pictures import save_grid, save_samples, save_scatter
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_call
+from wganlab.schema import ConfigError
+from wganlab.validate import Seed, command_settings
 
 
-def settings(
+def main(overrides: Sequence[str]) -> None:
+    """The command: draw from a run's generator, and say where the samples are."""
+    settings = command_settings(sample, overrides)
+    sample(**settings)
+    print(f"{settings['n']} samples, a picture of them and an interpolation: {os.path.relpath(settings['output'])}")
+
+
+def sample(
     *,
     run: str,
     n: Annotated[int, Field(gt=0, le=100_000)],
@@ -32,30 +41,26 @@ def settings(
     frames: PositiveInt,
     output: str,
 ) -> None:
-    """The keys of conf/sample.yaml and what they may be: its schema."""
+    """Write ``n`` samples, a picture of them and one of ``interpolations`` paths of ``frames`` samples to ``output``.
 
-
-def main(overrides: Sequence[str]) -> None:
-    """Write samples.png, interpolation.png and each sample, all or nothing, and say where."""
-    config = without_hydra(compose_config("sample", quote_paths(overrides)))
-    if OmegaConf.is_missing(config, "run"):
-        raise ConfigError("run", ": is missing; give a run folder, as in wganlab sample run=PATH n=64")
-    check_call(settings, OmegaConf.to_container(config, resolve=True), "")  # type: ignore[arg-type]
-    run = Run.open(config.run)
-    trained = trained_config(run, "draw")
-    (generator,) = load_networks(trained, run.checkpoint(config.checkpoint), "generator")
-    output = Path(config.output)
-    check_output(output)
+    All or nothing. conf/sample.yaml has the same keys. Raises ConfigError for a folder that holds something else.
+    """
+    opened, folder = Run.open(run), Path(output)
+    trained = trained_config(opened, "draw")
+    (generator,) = load_networks(trained, opened.checkpoint(checkpoint), "generator")
+    check_output(folder)
+    random = torch.Generator().manual_seed(seed)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".sample-", dir=output.parent) as part:
-            write_samples(generator, trained.model, config, Path(part, "new"))
-            if output.exists():
-                output.rename(Path(part, "old"))
-            Path(part, "new").rename(output)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".sample-", dir=folder.parent) as part:
+            new = Path(part, "new")
+            write_samples(draw(generator, trained.model, n, random), new)
+            write_interpolation(generator, trained.model, interpolations, frames, random, new)
+            if folder.exists():
+                folder.rename(Path(part, "old"))
+            new.rename(folder)
     except OSError as error:
         raise ConfigError("output", f"={output}: cannot be written ({error})") from error
-    print(f"{config.n} samples, a picture of them and an interpolation: {os.path.relpath(output)}")
 
 
 def check_output(output: Path) -> None:
@@ -66,22 +71,21 @@ def check_output(output: Path) -> None:
 
 
 def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.Module]:
-    """Networks of a run, by name ("generator", "critic"), in inference mode, with the weights of a checkpoint.
+    """Networks of a run, by name ("generator", "critic"), in evaluation mode, with the weights of a checkpoint.
 
     They are on the CPU; data and global random numbers are left alone. Raises ConfigError when the file is damaged or
     does not fit the run's config.
     """
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state, known = loaded["state_dict"], {"shape": tuple(loaded["shape"]), "latent_dim": config.model.latent_dim}
+        shape = tuple(loaded["shape"])
         networks: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once
             for name in names:
-                given = {key: known[key] for key in GIVEN[f"model.{name}"]}
-                networks.append(construct(config, f"model.{name}", **given).eval())
-                prefix = f"{name}."
-                weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                networks[-1].load_state_dict(weights)
+                critic = name == "critic"
+                network = build_critic(config, shape, build_loss(config)) if critic else build_generator(config, shape)
+                network.load_state_dict(trained_weights(loaded["state_dict"], name))
+                networks.append(network.eval())
     except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = " and ".join(names)
@@ -89,29 +93,40 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
     return networks
 
 
+@torch.no_grad()
 def draw(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Tensor:
-    """n samples (n, *shape)."""
+    """n samples (n, *shape). Raises ConfigError for a generator that takes labels."""
+    if takes_labels(generator):
+        raise ConfigError(
+            "run", ": its generator takes labels, and none are drawn here; evaluate draws those of its data"
+        )
     return generator(sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random))
 
 
-@torch.no_grad()
-def write_samples(generator: nn.Module, model: DictConfig, config: DictConfig, folder: Path) -> None:
-    """samples.png of ``n`` samples, each under images/ or in points.csv; interpolation.png of paths between latents."""
-    random = torch.Generator().manual_seed(config.seed)
-    samples = draw(generator, model, config.n, random)
-    latent = model.get("latent", "normal")
-    ends = [sample_latents(config.interpolations, model.latent_dim, latent, generator=random) for _ in range(2)]
-    latents = interpolate_latents(*ends, frames=config.frames, spherical=latent == "normal")
-    between = generator(latents.flatten(0, 1))
+def write_samples(samples: Tensor, folder: Path) -> None:
+    """samples.png of all samples, and each under images/ or, of points, in points.csv."""
     save_samples(samples, folder / "samples.png")
     if samples.dim() == 2:
         np.savetxt(folder / "points.csv", samples.numpy(), delimiter=",", fmt="%.6g")
-        save_scatter(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", paths=True)
         return
-    save_grid(between, folder / "interpolation.png", columns=config.frames)
     (folder / "images").mkdir()
     for i, image in enumerate(samples):
         to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
+
+
+@torch.no_grad()
+def write_interpolation(
+    generator: nn.Module, model: DictConfig, n: int, frames: int, random: torch.Generator, folder: Path
+) -> None:
+    """interpolation.png of n paths between latents, each of so many frames."""
+    latent = model.get("latent", "normal")
+    ends = [sample_latents(n, model.latent_dim, latent, generator=random) for _ in range(2)]
+    latents = interpolate_latents(*ends, frames=frames, spherical=latent == "normal")
+    between = generator(latents.flatten(0, 1))
+    if between.dim() == 2:
+        save_scatter(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", paths=True)
+    else:
+        save_grid(between, folder / "interpolation.png", columns=frames)
 
 
 def interpolate_latents(start: Tensor, end: Tensor, *, frames: int, spherical: bool) -> Tensor:

@@ -1,16 +1,20 @@
-"""The constructor signature is the schema: checks plain config values against the annotations of what they fill.
+"""The constructor signature is the schema: config values are checked against the annotations of what they fill.
 
-Types and ranges are declared where the value is used, as annotations that pydantic understands
+Types, ranges and defaults are declared where the value is used, as annotations that pydantic understands
 (``PositiveInt``, ``Literal["batch", "layer"]``, ``Annotated[float, Field(ge=0, lt=1)]``), and nowhere else.
+An annotation that is a :class:`Factory` stands for what is built later: wganlab gives its arguments, so that no config
+can set them.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, get_type_hints
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
-from hydra._internal.utils import _locate
+from hydra.utils import get_object
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import SchemaError
@@ -26,10 +30,14 @@ OPTIMIZER_HINTS = {
     "eps": PositiveFloat,
     "weight_decay": NonNegativeFloat,
 }
+#: Packages whose defaults differ between releases: a run does not record them.
+FOREIGN = ("torch", "pytorch_lightning", "lightning")
 
 
 class ConfigError(Exception):
     """A setting is wrong. The message is one line: the key, its value, and what is allowed."""
+
+    exit_code = 2
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(key, message)
@@ -39,13 +47,47 @@ class ConfigError(Exception):
         return " ".join(f"{self.key}{self.message}".split())
 
 
-#: What a dotted ``_target_`` names. Hydra's public twin, get_object, writes to the log before it raises.
-locate = functools.cache(_locate)
+class InvalidValueError(ValueError):
+    """A part refuses the value of one of its parameters; ``allowed`` says what it takes, or what is wrong.
+
+    Raise it in a constructor: the command prints one line that names the config key. Any other exception of a part is
+    taken for a bug, and keeps its traceback.
+    """
+
+    def __init__(self, parameter: str, value: Any, allowed: str) -> None:
+        super().__init__(parameter, value, allowed)
+        self.parameter, self.value, self.allowed = parameter, value, allowed
+
+    def __str__(self) -> str:
+        return f"{self.parameter}={self.value}: {self.allowed}"
+
+
+class Factory(Protocol):
+    """Marks a protocol whose ``__call__`` wganlab makes with arguments of its own, which no config can set."""
+
+
+class Parameter(NamedTuple):
+    """One keyword parameter of a callable."""
+
+    hint: Any
+    required: bool
+    default: Any
 
 
 @functools.cache
-def parameters(target: Callable) -> dict[str, tuple[Any, bool]]:
-    """Keyword parameters of a callable: name -> (annotation, is required)."""
+def locate(path: str) -> Any:
+    """The object that a dotted ``_target_`` names. Raises whatever its import raises."""
+    logger = logging.getLogger("hydra.utils")  # it logs the error that it raises
+    before, logger.disabled = logger.disabled, True
+    try:
+        return get_object(path)
+    finally:
+        logger.disabled = before
+
+
+@functools.cache
+def parameters(target: Callable) -> dict[str, Parameter]:
+    """Keyword parameters of a callable, by name."""
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = get_type_hints(function, include_extras=True)
@@ -54,9 +96,9 @@ def parameters(target: Callable) -> dict[str, tuple[Any, bool]]:
     if any(base.__module__.startswith("torch.optim") for base in getattr(target, "__mro__", ())):
         hints |= OPTIMIZER_HINTS
     return {
-        name: (hints.get(name, Any), parameter.default is parameter.empty)
+        name: Parameter(hints.get(name, Any), parameter.default is parameter.empty, parameter.default)
         for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name != "self"
     }
 
 
@@ -95,18 +137,33 @@ def describe(schema: Mapping[str, Any]) -> str:
 
 def check_value(hint: Any, value: Any, key: str) -> Any:
     """The value as the annotation wants it (an integer becomes a float). Raises ConfigError when it does not fit."""
-    validator = adapter(hint)
-    if validator is None:
+    if value == {} and type(None) in get_args(hint):  # the choice of a YAML that holds nothing
         return value
-    try:
-        return validator.validate_json(json.dumps(value))
-    except (ValidationError, TypeError):
+    if group_class(hint) or factory_arguments(hint):  # filled by a node, not by a value
+        if value is None and type(None) in get_args(hint):
+            return value
+        allowed = NODE
+    elif (validator := adapter(hint)) is None:
+        return value
+    else:
         try:
-            allowed = describe(validator.json_schema())
-        except PydanticUserError:  # an object, not a value
-            allowed = "a choice of the config group, or a node with _target_"
-        shown = json.dumps(value, default=str) if isinstance(value, list | dict | bool | None) else value
-        raise ConfigError(key, f"={shown}: must be {allowed}") from None
+            return validator.validate_json(json.dumps(value))
+        except (ValidationError, TypeError):
+            allowed = allowed_by(validator)
+    shown = json.dumps(value, default=str) if isinstance(value, list | dict | bool | None) else value
+    raise ConfigError(key, f"={shown}: must be {allowed}") from None
+
+
+#: What fills a slot for an object.
+NODE = "a choice of the config group, or a node with _target_"
+
+
+def allowed_by(validator: TypeAdapter) -> str:
+    """What a validator lets pass, in words."""
+    try:
+        return describe(validator.json_schema())
+    except PydanticUserError:  # an object, not a value
+        return NODE
 
 
 def is_node(value: Any) -> bool:
@@ -114,48 +171,89 @@ def is_node(value: Any) -> bool:
     return isinstance(value, dict) and ("_target_" in value or any(is_node(v) for v in value.values()))
 
 
-def check_call(
-    target: Callable, arguments: Mapping[str, Any], prefix: str, *, partial: bool = False, given: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Check the keyword arguments of a call, and return those that become another type, by full key.
+def options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotation such as ``Factory | None``."""
+    return (hint, *get_args(hint)) if get_origin(hint) is not Mapping else (hint,)
 
-    ``partial`` calls may leave some to be given later; those in ``given`` are given by wganlab and by nobody else.
+
+def factory_arguments(hint: Any) -> tuple[str, ...]:
+    """Arguments that wganlab passes to what fills a slot: those of the factory protocol that annotates it."""
+    for option in options(hint):
+        if Factory in getattr(option, "__mro__", ()):
+            return tuple(parameters(option.__call__))
+    return ()
+
+
+def group_class(hint: Any) -> Any:
+    """The dataclass whose fields are the keys of a config group, where an annotation names one."""
+    return next((o for o in options(hint) if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+
+
+def item_hint(hint: Any) -> Any:
+    """The annotation of the values of a mapping."""
+    for option in options(hint):
+        if isinstance(get_origin(option), type) and issubclass(get_origin(option), Mapping):
+            return get_args(option)[1]
+    return Any
+
+
+def check_call(
+    target: Callable, arguments: Mapping[str, Any], prefix: str, *, partial: bool = False, given: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Check the keyword arguments of a call, and return those to be changed, by full key.
+
+    These are values that become another type, and defaults of parameters that are left out. ``partial`` calls may leave
+    required ones to be given later; those in ``given`` are passed by wganlab and set by nobody else.
     """
     try:
-        allowed = {name: hint for name, hint in parameters(target).items() if name not in given}
+        allowed = {name: parameter for name, parameter in parameters(target).items() if name not in given}
     except ValueError as error:  # built-in types have no signature
         raise ConfigError(prefix + "_target_", f"={target}: cannot be configured ({error})") from None
-    converted = {}
+    changes: dict[str, Any] = {}
     for name, value in arguments.items():
         if name not in allowed:
             raise ConfigError(prefix + name, f": unknown key; allowed are {', '.join(allowed)}")
-        if not is_node(value):
-            fitting = check_value(allowed[name][0], value, prefix + name)
+        hint = allowed[name].hint
+        if is_node(value) or (group_class(hint) and isinstance(value, Mapping)):
+            changes |= check_node(hint, value, prefix + name)
+        else:
+            fitting = check_value(hint, value, prefix + name)
             if isinstance(fitting, float | tuple):
-                converted[prefix + name] = list(fitting) if isinstance(fitting, tuple) else fitting
-    missing = [name for name, (_, required) in allowed.items() if required and name not in arguments]
-    if missing and not partial:
-        raise ConfigError(prefix + missing[0], ": is missing and has no default")
-    return converted
+                changes[prefix + name] = list(fitting) if isinstance(fitting, tuple) else fitting
+    for name, (_, required, default) in allowed.items():
+        if name in arguments:
+            continue
+        if required and not partial:
+            raise ConfigError(prefix + name, ": is missing and has no default")
+        if not required and is_plain(default) and not target.__module__.startswith(FOREIGN):
+            changes[prefix + name] = list(default) if isinstance(default, tuple) else default
+    return changes
 
 
-def check_targets(node: Any, given: Mapping[str, Iterable[str]], prefix: str = "") -> dict[str, Any]:
-    """:func:`check_call` for every ``_target_`` below a node of plain containers; ``given`` is by key of the node."""
-    converted: dict[str, Any] = {}
-    if not isinstance(node, dict):
-        return converted
-    if "_target_" in node:
-        try:
-            target = locate(node["_target_"])
-        except (Exception, SystemExit) as error:  # an import runs whatever code the module holds
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise ConfigError(f"{prefix}_target_", f"={node['_target_']}: cannot be imported ({reason})") from None
-        arguments = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
-        partial = node.get("_partial_", False)
-        converted |= check_call(target, arguments, prefix, partial=partial, given=given.get(prefix.rstrip("."), ()))
-    for key, value in node.items():
-        converted |= check_targets(value, given, f"{prefix}{key}.")
-    return converted
+def is_plain(value: Any) -> bool:
+    """Whether a default can be written into a config."""
+    if isinstance(value, tuple | list):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def check_node(hint: Any, node: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """:func:`check_call` for a node that fills a slot with this annotation, and for all nodes below it."""
+    if "_target_" not in node:
+        if group := group_class(hint):
+            return check_call(group, node, f"{key}.")
+        found = [check_node(item_hint(hint), value, f"{key}.{name}") for name, value in node.items() if is_node(value)]
+        return {name: value for changes in found for name, value in changes.items()}
+    try:
+        target = locate(node["_target_"])
+    except (Exception, SystemExit) as error:  # an import runs whatever code the module holds
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"{key}._target_", f"={node['_target_']}: cannot be imported ({reason})") from None
+    arguments = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
+    partial, given = bool(node.get("_partial_")), factory_arguments(hint)
+    if given and not partial:
+        raise ConfigError(f"{key}._partial_", f": must be true, since wganlab adds {' and '.join(given)}")
+    return check_call(target, arguments, f"{key}.", partial=partial, given=given)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

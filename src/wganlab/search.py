@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from wganlab.environment import place
 from wganlab.locks import locked
 from wganlab.schema import ConfigError, leaves
 
@@ -46,6 +47,14 @@ def check_plugins(hydra: DictConfig, overrides: Sequence[str]) -> None:
             raise ConfigError(f"hydra/{key}", f"={choice}: cannot be used here ({reason}); {advice}") from error
 
 
+def check_ranks(hydra: DictConfig) -> None:
+    """Raises ConfigError when torchrun or srun has started this process, and a launcher or sweeper starts others."""
+    for key, basic in (("launcher", "BasicLauncher"), ("sweeper", "BasicSweeper")):
+        if place() and not str(hydra[key]._target_).endswith(basic):
+            choice = hydra.runtime.choices.get(f"hydra/{key}")
+            raise ConfigError(f"hydra/{key}", f"={choice}: under torchrun and srun jobs run one after the other")
+
+
 def runs_elsewhere(hydra: Any) -> bool:
     """Whether jobs run on machines that may be unlike this one."""
     ray = OmegaConf.select(hydra, "launcher.ray.init.address")
@@ -58,12 +67,12 @@ def is_search(hydra: Any) -> bool:
 
 
 @contextmanager
-def continued(hydra: DictConfig, config: DictConfig) -> Iterator[list[str] | None]:
-    """A search, begun or taken up again with the same ``config``: yields the overrides with which Optuna makes the
-    trials that are missing.
+def resumed(hydra: DictConfig, config: DictConfig) -> Iterator[dict[str, Any] | None]:
+    """Begin a search, or take it up again with the same ``config``: yields the changes of ``hydra.sweeper`` with which
+    Optuna makes the trials that are missing.
 
-    Yields None where none is. Trials that were under way when the search was interrupted come first, with the same
-    values, and so in the same folders: they go on from their checkpoints. At the end the best trial is printed.
+    Yields None where none is missing. Trials that were under way when the search was interrupted come first, with the
+    same values, and so in the same folders: they go on from their checkpoints. At the end the best trial is printed.
     Raises BusyError when another process is at the search, ConfigError when its database cannot be used or its trials
     had another config, and ChildProcessError when none has completed.
     """
@@ -86,10 +95,10 @@ def continued(hydra: DictConfig, config: DictConfig) -> Iterator[list[str] | Non
             print(f"continuing a search with {found} of {hydra.sweeper.n_trials} trials made", flush=True)
         seed = hydra.sweeper.sampler.get("seed")
         if missing > 0:
-            again = [f"hydra.sweeper.n_trials={missing}"]
             # with the seed that it began with, Optuna would try the same values again
+            new_seed = {} if seed is None else {"sampler.seed": seed + len(trials)}
             try:
-                yield again if seed is None else [*again, f"hydra.sweeper.sampler.seed={seed + len(trials)}"]
+                yield {"n_trials": missing} | new_seed
             except ValueError as error:
                 if "No trials are completed" not in str(error):  # Optuna's plugin asks for the best of none
                     raise

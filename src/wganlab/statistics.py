@@ -1,4 +1,4 @@
-"""What a few seeds can decide: intervals, tests, their correction for many, and how many seeds would be enough.
+"""Statistics of a few seeds: intervals, tests, their correction for multiplicity, and the number of seeds needed.
 
 All of Student's t, for values of independent seeds (paired differences among them): near exact where these are roughly
 normal, on the safe side where they are symmetric with heavy tails. Values that are all equal have no spread to judge
@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 #: Rate at which a study may be wrong about any of its claims.
 ALPHA = 0.05
-#: Nobody runs more seeds than these.
+#: The largest number of seeds that is considered.
 MOST_SEEDS = 1000
 
 
@@ -61,9 +61,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(values: Sequence[float], low: float, high: float, *, alpha: float = ALPHA) -> int | None:
-    """How many seeds would decide the matter, if mean and spread stayed as they are; None above a thousand.
+    """The number of seeds that would decide, with the same mean and standard deviation; None above MOST_SEEDS.
 
-    Half of all studies of that size would still fall short of it: the estimate is no promise.
+    An estimate: half of all studies of that size would remain undecided.
     """
     if len(values) < 2:
         return None

@@ -1,39 +1,46 @@
 """Studies: a question, and the arms that answer it, swept by one command.
 
-A study is a folder with study.yaml (see :func:`settings`) and arms/, a Hydra config group of one YAML per arm. Each
+A study is a folder with study.yaml (see :class:`Study`) and arms/, a Hydra config group of one YAML per arm. Each
 arm is ``# @package _global_``: it may override whatever conf/train.yaml composes.
 """
 
 import json
+import os
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import PositiveInt
 
 from wganlab.config import conf_dir
+from wganlab.environment import is_further_rank
 from wganlab.report.claims import Verdict, decide, read_claims
-from wganlab.runs import Run
+from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
 
 Sweep = Mapping[str, str | int]
 
 
-def settings(
-    *,
-    question: str,
-    sweep: Sweep,
-    budgets: Mapping[str, Sweep] | None = None,
-    claims: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """The keys of study.yaml and what they may be: its schema.
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What study.yaml says.
 
-    ``sweep`` holds what runs unless the command line says otherwise: key -> values, as in a multirun; ``budgets`` are
-    named changes of it, chosen by budget=NAME. ``claims`` are sentences that the runs decide: see
-    :class:`wganlab.report.claims.Claim` for their keys.
+    ``sweep`` is a multirun, key -> values, which the command line may change; ``budgets`` are named changes of it,
+    chosen by budget=NAME. ``claims`` are sentences that the runs decide, with the keys of
+    :class:`wganlab.report.claims.Claim`. ``samples_at_epochs`` are the epochs after which :func:`publish` shows the
+    samples of each run.
     """
+
+    question: str
+    sweep: Sweep
+    budgets: Mapping[str, Sweep] = field(default_factory=dict)
+    claims: Sequence[Mapping[str, Any]] = ()
+    samples_at_epochs: Sequence[PositiveInt] = ()
 
 
 def studies() -> dict[str, Path]:
@@ -60,32 +67,71 @@ def arm_names(folder: Path) -> list[str]:
 
 
 def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
-    """Arguments of ``wganlab train`` that run a study, and the folder of its sweep.
+    """The overrides of the multirun that is a study, with its folder as --config-dir, and the folder of its sweep.
 
-    The command line's values stand before those of study.yaml; ``arms`` are all arms unless it names some.
-    Raises ConfigError for a budget that the study has not.
+    Values of the command line replace those of study.yaml; ``arms`` are all arms unless the command line names some.
+    Raises ConfigError for a budget that the study does not have.
     """
     study = read_study(folder)
     given = {override.lstrip("+").partition("=")[0]: override.partition("=")[2] for override in overrides}
     where = f"outputs/study/{folder.resolve().name}"
-    own = {"arms": ",".join(arm_names(folder)), **study["sweep"]}
+    own = {"arms": ",".join(arm_names(folder)), **study.sweep}
     if budget := given.pop("budget", None):
-        budgets = study.get("budgets") or {}
-        if budget not in budgets:
-            allowed = f"allowed are {', '.join(budgets)}" if budgets else "this study has none"
+        if budget not in study.budgets:
+            allowed = f"allowed are {', '.join(study.budgets)}" if study.budgets else "this study has none"
             raise ConfigError("budget", f"={budget}: no such budget; {allowed}")
-        own |= budgets[budget]
+        own |= study.budgets[budget]
         where += f"_{budget}"
     own["hydra.sweep.dir"] = where
     chosen = own | {key: given[key] for key in own if key in given}
     apart = {*own, "budget"}
     rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in apart]
     arguments = [f"{'+' if key == 'arms' else ''}{key}={value}" for key, value in chosen.items()]
-    return ["-m", "--config-dir", str(folder), *arguments, *rest], chosen["hydra.sweep.dir"]
+    return [*arguments, *rest], str(chosen["hydra.sweep.dir"])
 
 
-def read_study(folder: Path) -> dict:
-    """What study.yaml says. Raises ConfigError where it is wrong."""
+def run(name: str, overrides: Sequence[str]) -> int:
+    """Run the arms of a study, compare them, and decide its claims; returns the exit code.
+
+    The page shows an incomplete study, too.
+    """
+    from wganlab.launch import sweep  # imports torch, which help and index do without
+    from wganlab.report.page import write_report
+
+    folder = find_study(name)
+    arguments, where = multirun(folder, overrides)
+    code = sweep(arguments, config_dir=str(folder))
+    if is_further_rank() or not any(Path(where).rglob("metrics.csv")):
+        return code
+    runs = find_runs([where])
+    found = verdicts(folder, runs)
+    write_report(runs, Path(where), question=read_study(folder).question, verdicts=found)
+    for verdict in found:
+        print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
+        print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
+    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(where)}/index.html")
+    if found and any((run.folder / "wandb").is_dir() for run in runs):
+        log_verdicts(Path(where), runs, found)
+    return code
+
+
+def overview() -> str:
+    """How to run a study, and which there are."""
+    lines = [
+        "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=",
+        "name, compares them, and decides the claims of the study; --publish NAME puts the results of its",
+        "finished runs into its folder; --index prints all studies' outcomes",
+    ]
+    for name, folder in studies().items():
+        content = read_study(folder)
+        lines += ["", f"{name}: {content.question}", f"    arms={','.join(arm_names(folder))}"]
+        if content.budgets:
+            lines.append(f"    budget={','.join(content.budgets)}")
+    return "\n".join(lines)
+
+
+def read_study(folder: Path) -> Study:
+    """The content of study.yaml. Raises ConfigError where it is wrong."""
     path = folder / "study.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -93,21 +139,22 @@ def read_study(folder: Path) -> dict:
         raise ConfigError(str(path), ": " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise ConfigError(str(path), ": must hold question and sweep")
-    check_call(settings, content, f"{path}: ")
-    read_claims(content.get("claims") or (), arm_names(folder), str(path))
-    return content
+    check_call(Study, content, f"{path}: ")
+    study = Study(**content)
+    read_claims(study.claims, arm_names(folder), str(path))
+    return study
 
 
 def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
-    """What the runs of a study say of its claims."""
-    return decide(read_claims(read_study(folder).get("claims") or (), arm_names(folder), str(folder)), runs)
+    """The verdict of each claim of a study, from its runs."""
+    return decide(read_claims(read_study(folder).claims, arm_names(folder), str(folder)), runs)
 
 
-def index() -> str:
-    """Every study in a Markdown table: question, verdicts, cost, date and commit, from the verdicts.json beside it."""
+def index(folders: Mapping[str, Path] | None = None) -> str:
+    """All studies in a Markdown table: question, verdicts, cost, date and commit, from their verdicts.json."""
     lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
-    for name, folder in studies().items():
-        question = read_study(folder)["question"]
+    for name, folder in (studies() if folders is None else folders).items():
+        question = read_study(folder).question
         path = folder / "verdicts.json"
         found = json.loads(path.read_text()) if path.is_file() else None
         cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
@@ -118,30 +165,52 @@ def index() -> str:
 def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
     """Verdicts, cost, date and commit, as :func:`index` shows them."""
     counts = Counter(claim["verdict"] for claim in found["claims"])
-    verdicts = ", ".join(f"{n} {word}" for word, n in counts.items())
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
     cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
     return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
 
 
-def publish(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
+def publish(folder: Path, sweep_dir: Path) -> list[Path]:
+    """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
+
+    These are the tables, figures and verdicts.md that its README links to, verdicts.json where it has claims, and the
+    lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises ConfigError without runs.
+    """
+    from wganlab.report.page import write_report
+    from wganlab.report.publish import export, fill, publish_page
+
+    runs = find_runs([sweep_dir])
+    study = read_study(folder)
+    pieces = sweep_dir / "export"
+    write_report(runs, pieces, question=study.question, verdicts=verdicts(folder, runs))
+    export(runs, pieces, samples_at_epochs=study.samples_at_epochs)
+    written = publish_page(folder / "README.md", pieces)
+    if (pieces / "verdicts.json").is_file():
+        shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
+        written.append(folder / "verdicts.json")
+    parent = folder.resolve().parent
+    beside = {path.parent.name: path.parent for path in sorted(parent.glob("*/study.yaml"))}
+    if (parent / "README.md").is_file() and fill(parent / "README.md", "studies", index(beside)):
+        written.append(parent / "README.md")
+    return written
+
+
+def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
     """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
     import wandb
 
     from wganlab.loggers import WandbLogger
-    from wganlab.metrics import METRICS
+    from wganlab.report import figures
     from wganlab.report.compare import arms
-    from wganlab.report.figures import learning_curve
 
     logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
     if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):
         return
     columns = ["claim", "source", "number", "wanted", "measured", "seeds", "verdict"]
     rows = [
-        [*(verdict.record()[key] for key in columns[:4]), verdict.measured, len(verdict.values), verdict.explained]
+        [*(verdict.record()[key] for key in columns[:4]), verdict.measured, len(verdict.values), verdict.description]
         for verdict in found
     ]
-    names = arms(runs)
-    curves = {metric: learning_curve(metric, runs, names) for metric in METRICS}
-    images = {metric: wandb.Image(curve) for metric, curve in curves.items() if curve is not None}
+    images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}
     logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), **images})
-    logger.finish({verdict.claim.says: verdict.word for verdict in found}, 0)
+    logger.finish({verdict.claim.says: verdict.decision for verdict in found}, 0)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wganlab.runs import Run
+from wganlab.runs import Run, Status
 
 #: A worker that is killed takes its launcher's other jobs with it: they are launched again, so often without progress.
 ATTEMPTS = 2
@@ -15,13 +15,9 @@ ATTEMPTS = 2
 def run_sweep(launch: Callable[[], object], folders: Sequence[Path]) -> int:
     """Launch a sweep until every job has completed or failed by itself; returns the exit code.
 
-    Where one has not completed, a table says what became of each. Of sweepers that choose jobs as they go, ``folders``
-    is empty, and what fails is raised.
+    Where one has not completed, a table says what became of each.
     """
-    if not folders:
-        launch()
-        return 0
-    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks its failures, see training.refuse_to_repeat
+    os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks its failures, see record.refuse_to_repeat
     without_progress, still_open = 0, len(folders) + 1
     while True:
         failure: Exception | None = None
@@ -29,16 +25,17 @@ def run_sweep(launch: Callable[[], object], folders: Sequence[Path]) -> int:
             launch()
         except Exception as error:  # of a job, which has left its record, or of the launcher
             failure = error
-        before, still_open = still_open, sum(state(folder)[0] in ("absent", "interrupted") for folder in folders)
+        before = still_open
+        still_open = sum(state(folder)[0] in (Status.ABSENT, Status.INTERRUPTED) for folder in folders)
         without_progress = 0 if still_open < before else without_progress + 1
         if failure is None or not still_open or without_progress == ATTEMPTS:
             return report(folders, failure)
 
 
-def state(folder: Path) -> tuple[str, str]:
+def state(folder: Path) -> tuple[Status, str]:
     """The state of a job, and the first line of what went wrong."""
     if not (folder / "status.json").exists():
-        return "absent", ""
+        return Status.ABSENT, ""
     status = Run(folder).status
     return status["state"], str(status.get("error") or "").partition("\n")[0]
 
@@ -46,7 +43,7 @@ def state(folder: Path) -> tuple[str, str]:
 def report(folders: Sequence[Path], failure: Exception | None) -> int:
     """Print the state of every job when not all have completed; the exit code says whether they have."""
     states = {folder: state(folder) for folder in folders}
-    completed = sum(name == "completed" for name, _ in states.values())
+    completed = sum(name == Status.COMPLETED for name, _ in states.values())
     if failure is not None and completed == len(folders):
         raise failure
     if completed == len(folders):

@@ -1,10 +1,10 @@
-"""One run: check the config, build the parts, fit, and leave a complete folder behind."""
+"""One run from its parts to its summary."""
 
 import functools
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,84 +14,83 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import wganlab
-from wganlab import loggers, parallel
+from wganlab import loggers, parallel, torchrun
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct, generator_steps, open_stream
-from wganlab.callbacks.checkpoints import Checkpoints, read_checkpoint
+from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
-from wganlab.callbacks.interruption import Deaf, Interruption, StoppedError
+from wganlab.callbacks.interruption import IgnoreSignals, Interruption, StoppedError
 from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
 from wganlab.data import Source
 from wganlab.data.stream import BatchStream
 from wganlab.files import write_json
-from wganlab.runs import final_and_best
+from wganlab.runs import final_and_best, read_checkpoint
 from wganlab.schema import ConfigError
 
 
 def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train in ``folder``, from its last checkpoint or from scratch, and return what summary.json holds.
 
-    ``identity`` is what W&B is told of the run. On ranks but the first nothing is written, and nobody observes.
+    ``identity`` is what W&B is told of the run. Further ranks compute their rows of each batch, write nothing, and
+    return an empty dict.
     """
     source: Source = construct(config, "dataset")
     # convolutions like the channels of a pixel side by side; matrices stay as they are
     module = build_module(config, source).to(memory_format=torch.channels_last)
-    steps = generator_steps(config)
-    history = History(every=config.log_every)
-    leads = parallel.is_rank_zero()
-    logger = construct(config, "logger", save_dir=str(folder)) if config.logger and leads else None
-    observers = [*filter(None, construct(config, "callbacks").values())]
-    interruption = Interruption()
-    compilation = Compilation(config.compile)
-    own: list[pl.Callback] = [compilation, history, ProgressReport(history), interruption]
-    if not leads:  # whoever restores the random numbers is needed
-        observers = [callback for callback in observers if isinstance(callback, Checkpoints)]
-        own = [compilation, Deaf()]
+    history, interruption, compilation = History(every=config.log_every), Interruption(), Compilation(config.compile)
     trainer: pl.Trainer = construct(
         config,
         "accelerator",
-        max_steps=steps,
+        max_steps=generator_steps(config),
         folder=str(folder),
-        callbacks=[*observers, *own],
-        logger=logger or False,
+        callbacks=observers(config, history, interruption, compilation),
+        logger=open_logger(config, folder) or False,
     )
     if config.accelerator.get("sync_batchnorm"):
         parallel.synchronise_batch_norm(module)
     trainer.precision_plugin.convert_module(module)  # Lightning would do so after it has loaded a checkpoint
     last = folder / "checkpoints" / "last.ckpt"
     saved = read_checkpoint(last) if last.exists() else None
-    stream = open_stream(config, source, module.n_critic, trainer.strategy.root_device)
-    checkpoint = str(last) if saved else None
-    if not leads:
-        pl.seed_everything(config.seed, verbose=False)
-        if not saved or saved["global_step"] < steps:
-            trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
-        return {}
-    module.fingerprint = stream.fingerprint()
-    announce(config, module, stream, trainer)
-    if saved:
+    stream = open_stream(config, source, trainer.strategy.root_device, module)
+    module.labels = stream.labels
+    if parallel.is_rank_zero():
+        module.fingerprint = stream.fingerprint()
+        print_overview(config, module, stream, trainer)
         check_continuation(saved, module.fingerprint)
-    with recorded(logger, trainer, config, identity or {}) as summary:
+    with recorded(trainer, config, identity or {}) as summary:
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
-        if saved and saved["global_step"] >= steps:  # killed between its last step and its summary
-            history.restore(folder, steps)
+        if saved and saved["global_step"] >= trainer.max_steps:  # killed between its last step and its summary
+            history.restore(folder, trainer.max_steps)
         else:
-            with interruption:
-                continue_or_begin(trainer, module, stream, checkpoint, interruption)
-        found = summarise(module, history, trainer) | {"compiled": bool(compilation.decided)}
-        write_json(folder / "summary.json", found)
-        summary |= found
+            continue_or_begin(trainer, module, stream, str(last) if saved else None, interruption)
+        if parallel.is_rank_zero():
+            summary |= summarise(module, history, trainer) | {"compiled": bool(compilation.decided)}
+            write_json(folder / "summary.json", summary)
     return summary
 
 
+def open_logger(config: DictConfig, folder: Path) -> Any:
+    """The run's logger, on rank zero; None where there is none."""
+    return construct(config, "logger", save_dir=str(folder)) if config.logger and parallel.is_rank_zero() else None
+
+
+def observers(
+    config: DictConfig, history: History, interruption: Interruption, compilation: Compilation
+) -> list[pl.Callback]:
+    """The callbacks of a run. Further ranks have those alone that change it: Checkpoints restores random numbers."""
+    chosen: list[pl.Callback] = [*filter(None, construct(config, "callbacks").values())]
+    if parallel.is_rank_zero():
+        return [*chosen, compilation, history, ProgressReport(history), interruption]
+    return [*(callback for callback in chosen if isinstance(callback, Checkpoints)), compilation, IgnoreSignals()]
+
+
 @contextmanager
-def recorded(
-    logger: Any, trainer: pl.Trainer, config: DictConfig, identity: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
+def recorded(trainer: pl.Trainer, config: DictConfig, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """W&B's run, where there is one: it ends with the summary that is put into the dict, or as failed without."""
     summary: dict[str, Any] = {}
+    logger = trainer.logger
     try:
         if isinstance(logger, loggers.WandbLogger):
             started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
@@ -111,19 +110,26 @@ def continue_or_begin(
     checkpoint: str | None,
     interruption: Interruption,
 ) -> None:
-    """Lightning's fit, whose ways to leave the process become exceptions."""
+    """Lightning's fit. Its ways to leave the process, and the loss of a rank, become exceptions."""
     try:
-        trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
+        with interruption if parallel.is_rank_zero() else nullcontext():
+            trainer.fit(module, train_dataloaders=stream, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # a second Ctrl-C
             raise KeyboardInterrupt from error
         if interruption.received is not None:
             raise StoppedError(interruption.received, "before its first step") from error
         raise RuntimeError(f"sys.exit({error.code}) in the middle of training") from error
+    except RuntimeError as error:
+        if torchrun.has_lost_another(error):
+            raise ChildProcessError(f"rank {parallel.rank()} has lost another rank") from error
+        raise
 
 
-def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
-    """Say from where a run goes on. Raises ConfigError when its data are no longer the same."""
+def check_continuation(saved: Mapping[str, Any] | None, fingerprint: str) -> None:
+    """Say from where a run goes on, if it has begun. Raises ConfigError when its data are no longer the same."""
+    if saved is None:
+        return
     if saved["fingerprint"] != fingerprint:
         raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
     print(f"continuing after generator step {saved['global_step']}", flush=True)
@@ -142,13 +148,13 @@ def check_continuation(saved: Mapping[str, Any], fingerprint: str) -> None:
         )
 
 
-def announce(config: DictConfig, module: AdversarialModule, stream: BatchStream, trainer: pl.Trainer) -> None:
+def print_overview(config: DictConfig, module: AdversarialModule, stream: BatchStream, trainer: pl.Trainer) -> None:
     """One line that says what is about to be trained."""
     generator, critic = (count_parameters(net) / 1e6 for net in (module.generator, module.critic))
     n = "endless" if stream.batches_per_epoch is None else f"{len(stream.samples):,}"
     samples = f"{n} samples of {'x'.join(map(str, module.shape))}"
     print(
-        f"{trainer.max_steps} generator steps, n_critic {module.n_critic}, batch {config.batch_size}: "
+        f"{trainer.max_steps} generator steps, n_critic {module.loss.n_critic}, batch {config.batch_size}: "
         f"{samples}, generator {generator:.2f} M and "
         f"critic {critic:.2f} M parameters, on {trainer.strategy.root_device}",
         flush=True,

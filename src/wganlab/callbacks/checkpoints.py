@@ -1,12 +1,13 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
+"""Checkpoints: the whole state of a run, from which it continues bit for bit."""
 
+import math
 import os
 import random
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,21 +19,22 @@ from torch import Tensor
 from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
-from wganlab.schema import ConfigError
-
-#: Raise it when what a checkpoint holds changes its meaning; others are refused.
-SCHEMA = 1
+from wganlab.metrics import metric_of
+from wganlab.runs import CHECKPOINT_SCHEMA
 
 
 class Checkpoints(Checkpoint):
-    """checkpoints/last.ckpt every so many generator steps and minutes, best.ckpt at a new minimum of ``monitor``.
+    """Writes checkpoints/last.ckpt every so many generator steps and minutes, and best.ckpt at the best ``monitor``.
 
-    ``keep_every`` steps, the state is also kept for good as step_XXXXXXXX.ckpt. Files are written aside and renamed, so
-    what stands under these names is always whole; they hold tensors and plain containers only and load with
-    ``torch.load(weights_only=True)``. A state that is not finite is never saved.
+    ``mode`` says which values of ``monitor`` are better: ``min``, ``max``, or ``auto``, the direction that
+    :data:`wganlab.metrics.METRICS` gives; of columns without one, lower is better. Every ``keep_every`` steps the state
+    is also kept for good, as step_XXXXXXXX.ckpt.
+
+    Files are written under another name and then renamed, so a checkpoint is always whole. They hold tensors and plain
+    containers only and load with ``torch.load(weights_only=True)``. A state that is not finite is never saved.
     """
 
-    # Lightning calls subclasses of its Checkpoint after all other callbacks: a row of this step is already written.
+    # Lightning calls subclasses of its Checkpoint after all other callbacks, so the row of this step is written before.
 
     def __init__(
         self,
@@ -41,9 +43,11 @@ class Checkpoints(Checkpoint):
         minutes: PositiveFloat | None = 10.0,
         keep_every: PositiveInt | None = None,
         monitor: str = "eval/emd",
+        mode: Literal["auto", "min", "max"] = "auto",
     ) -> None:
         self.every, self.minutes, self.keep_every, self.monitor = every, minutes, keep_every, monitor
-        self.best = float("inf")
+        self.sign = {"min": 1, "max": -1, "auto": metric_of(monitor).sign}[mode]
+        self.best: float | None = None
         self.random: dict[str, Any] | None = None
         self.saved = 0
 
@@ -55,17 +59,22 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
-        value = module.observed.get(self.monitor, float("inf"))
-        improved = value < self.best
-        self.best = min(value, self.best)
+        improved = self._improves(module.observed.get(self.monitor))
         late = self.minutes is not None and time.monotonic() - self.time > 60 * self.minutes
         kept = self.keep_every is not None and trainer.global_step % self.keep_every == 0
         if improved or late or kept or is_due(trainer, self.every):
             self.save(trainer, module, best=improved, keep=kept)
 
+    def _improves(self, value: float | None) -> bool:
+        """Whether a value of the monitor is the best one so far, and remember it then."""
+        if value is None or not math.isfinite(value):
+            return False
+        improved = self.best is None or self.sign * value < self.sign * self.best
+        self.best = value if improved else self.best
+        return improved
+
     def save(self, trainer: Trainer, module: AdversarialModule, *, best: bool = False, keep: bool = False) -> None:
-        """Write last.ckpt, and the same as best and for good; nothing when the state is not finite, or elsewhere than
-        on the first rank."""
+        """Write last.ckpt on rank 0, and the same as best.ckpt and for good; nothing when the state is not finite."""
         if not parallel.is_rank_zero():
             return
         state = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
@@ -88,12 +97,12 @@ class Checkpoints(Checkpoint):
         self.time, self.saved = time.monotonic(), trainer.global_step
 
     def on_train_end(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        if self.best == float("inf") and parallel.is_rank_zero():
+        if self.best is None and parallel.is_rank_zero():
             print(f"callbacks.checkpoints.monitor={self.monitor} was never observed: there is no best.ckpt", flush=True)
 
     def on_save_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["wganlab"] = {
-            "schema": SCHEMA,
+            "schema": CHECKPOINT_SCHEMA,
             "threads": torch.get_num_threads(),
             "ranks": parallel.world_size(),
             "random": random_state(),
@@ -103,27 +112,10 @@ class Checkpoints(Checkpoint):
         self.random = checkpoint["wganlab"]["random"]
 
     def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+        return {"best": math.inf if self.best is None else self.best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.best = state_dict["best"]
-
-
-def read_checkpoint(path: Path, key: str = "run") -> Mapping[str, Any]:
-    """A checkpoint of this version of wganlab, loaded without running any code of the file.
-
-    Raises ConfigError for one that is damaged, foreign or of another version.
-    """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(key, f": {path} is damaged or no checkpoint of wganlab ({reason[:120]})") from error
-    own = saved.get("wganlab") if isinstance(saved, dict) else None
-    schema = own.get("schema") if isinstance(own, dict) else None
-    if schema != SCHEMA:
-        raise ConfigError(key, f": {path} has schema {schema}, this version of wganlab continues from schema {SCHEMA}")
-    return saved
+        self.best = state_dict["best"] if math.isfinite(state_dict["best"]) else None
 
 
 def random_state() -> dict[str, Any]:
@@ -138,7 +130,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Set all global generators to what :func:`random_state` returned."""
+    """Set all global generators to a state that :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])

@@ -2,18 +2,22 @@
 
 import functools
 import logging
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from wganlab import parallel
-from wganlab.adversarial import AdversarialModule
+from wganlab.adversarial import AdversarialModule, Gradients
+from wganlab.data.stream import Batch, BatchStream
+from wganlab.window import Record
 
 Compile = Literal["auto", "on", "off"]
 #: "auto" tries only where a run makes as many critic steps: on two cores, warming up is repaid after some 10,000 of the
@@ -45,14 +49,14 @@ class Compilation(Callback):
         self.decided = state_dict["compiled"]
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        enough = trainer.max_steps * module.n_critic >= AUTO_CRITIC_STEPS
+        enough = trainer.max_steps * module.loss.n_critic >= AUTO_CRITIC_STEPS
         asked = self.wanted == "on" or (self.wanted == "auto" and enough)
         if not (asked if self.decided is None else self.decided):
             self.decided = False
             return
         must_pay = self.wanted == "auto" and self.decided is None
         n = trainer.train_dataloader.batch_size // parallel.world_size()  # type: ignore[union-attr]
-        real = module.scaled(trainer.train_dataloader.fixed_samples(n))  # type: ignore[union-attr]
+        real = fixed_batch(module, trainer.train_dataloader, n)  # type: ignore[arg-type]
         started = time.perf_counter()
         tell = print if parallel.is_rank_zero() else lambda *_, **__: None
         tell("compiling the gradients of both networks (compile=off trains without)", flush=True)
@@ -74,10 +78,27 @@ class Compilation(Callback):
             module.compiled = compiled
 
 
-Gradients = Callable[..., tuple[Sequence[Tensor | None], tuple[Tensor, ...]]]
+#: A network and the regularizers whose penalties are in its objective.
+Key = tuple[str, tuple[str, ...]]
+GradientsOf = Callable[..., tuple[Gradients, Record]]
 
 
-def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Gradients]:
+def fixed_batch(module: AdversarialModule, stream: BatchStream, n: int) -> Batch:
+    """n real images of the data, always the same, with labels for networks that take them."""
+    images = module.scaled(stream.fixed_samples(n))
+    if not any(module.conditional.values()):
+        return Batch(images)
+    assert stream.labels is not None
+    return Batch(images, stream.labels[:n].to(images.device))
+
+
+def critic_objectives(module: AdversarialModule) -> list[Key]:
+    """The critic's objectives in one cycle of its regularizers, the most frequent first."""
+    cycle = math.lcm(*(part.every for part in module.loss.regularizer.values()))
+    return [("critic", active) for active, _ in Counter(map(module.loss.active, range(cycle))).most_common()]
+
+
+def compile_gradients(module: AdversarialModule, real: Batch) -> dict[Key, GradientsOf]:
     """Both gradients, compiled and compared with the plain ones on one batch. Raises what torch raises, and
     ValueError when a gradient differs."""
     if not module.compilable:
@@ -87,22 +108,23 @@ def compile_gradients(module: AdversarialModule, real: Tensor) -> dict[str, Grad
     if module.scaler is not None:
         raise ValueError("fp16 losses are scaled by a factor that changes")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # misses CUDA where there is none
+    torch.compiler.reset()  # gradients of earlier runs of this process count against a limit
     torch._dynamo.config.trace_autograd_ops = True  # a penalty differentiates inside what is differentiated
-    compiled = {}
-    for name in ("critic", "generator"):
+    compiled: dict[Key, GradientsOf] = {}
+    for name, active in [*critic_objectives(module), ("generator", ())]:
         if not module.weights[name]:
             continue
-        plain = functools.partial(module.differentiate, name)
+        plain = functools.partial(module.gradients, name, active)
         # the random numbers of the plain path, so that compiling changes nothing but rounding
         fused = torch.compile(plain, fullgraph=True, dynamic=False, options={"fallback_random": True})
-        latents = module.critic_latents(real)
+        latents = module.critic_latents(real.images)
         expected, got = (call(function, module, real, latents) for function in (plain, fused))
         check_equal(name, expected, got)
-        compiled[name] = fused
+        compiled[name, active] = fused
     return compiled
 
 
-def call(function: Gradients, module: AdversarialModule, real: Tensor, latents: Tensor) -> list[Tensor]:
+def call(function: GradientsOf, module: AdversarialModule, real: Batch, latents: Tensor) -> list[Tensor]:
     """The gradients for one and the same stream of random numbers and the same running statistics."""
     with preserving_state(module):
         torch.manual_seed(0)
@@ -112,25 +134,25 @@ def call(function: Gradients, module: AdversarialModule, real: Tensor, latents: 
 def check_equal(name: str, expected: list[Tensor], got: list[Tensor]) -> None:
     """Raises ValueError when compiled gradients are not the plain ones up to rounding."""
     scale, error = (
-        torch.stack(torch._foreach_norm(tensors)).norm().item()
-        for tensors in (expected, torch._foreach_sub(expected, got))
+        nn.utils.get_total_norm(tensors).item()
+        for tensors in (expected, [one - other for one, other in zip(expected, got, strict=True)])
     )
     if not error <= scale * TOLERANCE:
         raise ValueError(f"the compiled gradient of the {name} differs by {error:.2g} of {scale:.2g}")
 
 
-def speed_up(module: AdversarialModule, compiled: dict[str, Gradients], real: Tensor) -> float:
-    """How many times as fast the critic's compiled gradient is: medians of calls side by side, for at most ten
-    seconds."""
-    latents = module.critic_latents(real)
-    functions: tuple[Gradients, ...] = (functools.partial(module.differentiate, "critic"), compiled["critic"])
+def speed_up(module: AdversarialModule, compiled: dict[Key, GradientsOf], real: Batch) -> float:
+    """How many times as fast the critic's most frequent compiled gradient is: medians of calls side by side, for at
+    most ten seconds."""
+    latents, key = module.critic_latents(real.images), critic_objectives(module)[0]
+    functions: tuple[GradientsOf, ...] = (functools.partial(module.gradients, *key), compiled[key])
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     while len(times[0]) < 3 or (len(times[0]) < 30 and time.perf_counter() - begin < 10):
         for function, took in zip(functions, times, strict=True):
             started = time.perf_counter()
             function(real, latents)
-            if real.is_cuda:
+            if latents.is_cuda:
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - started)
     return statistics.median(times[0]) / statistics.median(times[1])

@@ -1,6 +1,4 @@
-"""What the critic looks like from outside: its slopes and its weights."""
-
-import math
+"""The critic's gradients and weights, measured during training."""
 
 import torch
 from pydantic import PositiveInt
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
-from wganlab.data.stream import BatchStream
+from wganlab.data.stream import Batch, BatchStream
 from wganlab.metrics import critic as of
 from wganlab.networks.layers import evaluation_mode
 from wganlab.regularizers import critic_weights, gradient_norms, interpolate
@@ -18,15 +16,15 @@ from wganlab.regularizers import critic_weights, gradient_norms, interpolate
 class CriticDiagnostics(Callback):
     """``critic/gradient_norm`` and ``critic/weights_at_bound``, every so many generator steps, for every method.
 
-    The first is the mean slope of the critic at random interpolates between real and generated images (1 is what the
-    gradient penalty aims at), measured in inference mode, at 64 where each is scored by itself; the second the share of
-    weights at the bound.
+    The first is the mean norm of the critic's gradient at random interpolates between real and generated images (1 is
+    what the gradient penalty aims at), measured in evaluation mode, at 64 where each is scored by itself; the second
+    the share of weights at the bound.
     Every ``histograms_every`` steps, loggers that can show them receive a histogram of each layer's weights.
 
     ``detailed`` adds what costs more than a fiftieth of training, where ``every`` is small:
 
-    - ``critic/slope_real``, ``critic/slope_fake``: mean slope there; ``critic/slope_sd``: spread at the interpolates,
-      whose histogram goes to the loggers;
+    - ``critic/slope_real``, ``critic/slope_fake``: mean gradient norm there; ``critic/slope_sd``: its spread at the
+      interpolates, whose histogram goes to the loggers;
     - ``critic/lipschitz_lower``, ``critic/lipschitz_upper``: between them is its Lipschitz constant;
       ``critic/estimate_per_lipschitz``: the Wasserstein estimate over the first, at most about W1 where that is tight;
     - ``critic/gradient_growth``: of the gradient over the layers, and ``critic/layer_gradient/LAYER``,
@@ -41,38 +39,45 @@ class CriticDiagnostics(Callback):
         self.every, self.histograms_every, self.detailed = every, histograms_every, detailed
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            n = 64 if getattr(module.critic, "samplewise", False) and not self.detailed else len(batch[-1])
-            self._measure(trainer, module, module.scaled(batch[-1, :n]))
+            n = 64 if getattr(module.critic, "samplewise", False) and not self.detailed else batch.images.shape[1]
+            labels = None if batch.labels is None else batch.labels[-1, :n]
+            self._measure(trainer, module, Batch(module.scaled(batch.images[-1, :n]), labels))
         if is_due(trainer, self.histograms_every):
             for name, weight in critic_weights(module.critic).items():
                 log_histogram(trainer, f"critic/weights/{name.replace('.', '/')}", weight)
 
-    def _measure(self, trainer: Trainer, module: AdversarialModule, real: Tensor) -> None:
+    def _measure(self, trainer: Trainer, module: AdversarialModule, batch: Batch) -> None:
         private = torch.Generator(module.device).manual_seed(trainer.global_step)
-        with evaluation_mode(module.generator, module.critic), torch.no_grad():
-            fake = module.generator(module.latents(len(real), generator=private))
+        real, critic = batch.images, module.scorer(batch.labels, augmented=False)
+        with evaluation_mode(module.generator, critic), torch.no_grad():
+            fake = module.fake(module.latents(len(real), generator=private), batch.labels)
             points = interpolate(real, fake, generator=private)
-            steepness = gradient_norms(module.critic, points)
-            module.observed["critic/gradient_norm"] = steepness.mean().item()
+            norms = gradient_norms(critic, points)
+            module.observed["critic/gradient_norm"] = norms.mean().item()
             if self.detailed:
-                log_histogram(trainer, "critic/gradient_norms", steepness)
-                module.observed["critic/slope_sd"] = steepness.std().item()
-                module.observed |= inspect(module, real, fake, points)
+                log_histogram(trainer, "critic/gradient_norms", norms)
+                module.observed["critic/slope_sd"] = norms.std().item()
+                module.observed |= of.critic_report(
+                    critic, module.loss.objective, real, fake, points, module.loss.bound
+                )
                 module.observed |= overfitting(trainer, module)
                 if real.dim() == 2:
                     data = module.scaled(trainer.train_dataloader.fixed_samples(2048))  # type: ignore[union-attr]
-                    module.observed["critic/value_density"] = of.value_density(module.critic, points, data)
+                    module.observed["critic/value_density"] = of.value_density(critic, points, data)
         weights = torch.cat([weight.detach().flatten() for weight in critic_weights(module.critic).values()])
-        module.observed["critic/weights_at_bound"] = (weights.abs() >= module.lipschitz.bound).float().mean().item()
+        module.observed["critic/weights_at_bound"] = (weights.abs() >= module.loss.bound).float().mean().item()
 
 
 def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]:
-    """The critic, in inference mode, on samples that it has not been trained on; empty where none are held out."""
+    """The critic, in evaluation mode, on samples that it has not been trained on; empty where none are held out.
+
+    Held-out samples have no labels, so that a conditional critic is not measured.
+    """
     stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
-    if stream.held_out is None or not len(stream.held_out):
+    if stream.held_out is None or not len(stream.held_out) or any(module.conditional.values()):
         return {}
     n = min(1024, len(stream.held_out))
     private = torch.Generator(module.device).manual_seed(trainer.global_step)
@@ -83,31 +88,10 @@ def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]
     )
     estimate = (seen.mean() - fake.mean()).item()
     return {
-        "critic/heldout_loss": module.objective.critic_loss(unseen, fake).item(),
-        "critic/training_loss": module.objective.critic_loss(seen, fake).item(),
+        "critic/heldout_loss": module.loss.objective.critic_loss(unseen, fake).item(),
+        "critic/training_loss": module.loss.objective.critic_loss(seen, fake).item(),
         "critic/overfitting": (seen.mean() - unseen.mean()).item() / estimate if estimate else 0.0,
     }
-
-
-def inspect(module: AdversarialModule, real: Tensor, fake: Tensor, points: Tensor) -> dict[str, float]:
-    """What ``detailed`` adds, but for held-out samples; of a critic in inference mode."""
-    critic = module.critic
-    lower = max(of.lipschitz_lower_bound(critic, at) for at in (real, fake, points))
-    norms = of.layer_gradient_norms(critic, module.objective, real, fake)
-    at_bound = of.weights_at_bound(critic, module.lipschitz.bound)
-    estimate = (critic(real).mean() - critic(fake).mean()).item()
-    found = {
-        "critic/slope_real": gradient_norms(critic, real).mean().item(),
-        "critic/slope_fake": gradient_norms(critic, fake).mean().item(),
-        "critic/lipschitz_lower": lower,
-        "critic/lipschitz_upper": of.lipschitz_upper_bound(critic),
-        "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,
-        "critic/gradient_growth": of.growth(list(norms.values())),
-        **{f"critic/layer_gradient/{name}": norm for name, norm in norms.items()},
-        **{f"critic/layer_at_bound/{name}": share for name, share in at_bound.items()},
-    }
-    # a bound that there is not, or the growth of no gradient, would be taken for divergence
-    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def log_histogram(trainer: Trainer, key: str, values: Tensor) -> None:

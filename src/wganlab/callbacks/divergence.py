@@ -1,4 +1,4 @@
-"""Numbers that go wrong end a run at once."""
+"""Detection of divergence: losses or gradients that are not finite end a run at once."""
 
 from pytorch_lightning import Trainer
 
@@ -8,9 +8,9 @@ from wganlab.callbacks.checkpoints import Checkpoints
 
 
 def divergence(trainer: Trainer, module: AdversarialModule, every: int) -> str | None:
-    """What has become not finite, at which step, and where the last good state is; None while all is well.
+    """The first value that is not finite, its step and the last checkpoint, as a sentence; None if all are finite.
 
-    On a GPU, where looking would make every step wait, one step in ``every`` looks, back over all since the last row.
+    On a GPU, where each check waits for the device, only every ``every``-th step checks all steps since the last row.
     """
     on_cpu = module.device.type == "cpu"
     if not (on_cpu or is_due(trainer, every)):

@@ -1,25 +1,25 @@
-"""How far the generator's samples are from real ones, by the same protocol for every method."""
+"""Scores of the generator during training, by the same protocol for every method."""
 
 from pathlib import Path
 
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
+from wganlab.data.stream import Batch
 from wganlab.files import write_json
 from wganlab.metrics.extractors import Extractor
 from wganlab.metrics.protocol import Protocol
 
 
 class Evaluation(Callback):
-    """Scores of the generator (``eval/...``) every so many steps, and the protocol they were taken by in protocol.json.
+    """Scores the generator (``eval/...``) every ``every`` generator steps, and writes their protocol to protocol.json.
 
-    Always the exact earth mover's distance to ``n`` real samples, ``eval/emd``; of points also ``eval/w2``, and of
-    Gaussians the modes captured; of images, with an ``extractor``, scores of ``images`` features (FID and its kind).
-    The real samples and the latents are the same at every step and for every method and seed. Images closer to real
-    ones in pixels need not look better.
+    ``eval/emd`` is the exact earth mover's distance between ``n`` generated and ``n`` real samples. Points also get
+    ``eval/w2``, mixtures of Gaussians the modes captured, and images, with an ``extractor``, scores of the features of
+    ``images`` samples, such as FID. The real samples and the latents are the same at every step and for every method
+    and seed. Images that are closer to real ones in pixels do not always look better.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Evaluation(Callback):
         write_json(Path(trainer.default_root_dir, "protocol.json"), self.protocol.describe())
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
             module.observed |= self.protocol.scores(module.generate)

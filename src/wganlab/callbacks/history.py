@@ -1,4 +1,4 @@
-"""metrics.csv: what happened, a row per logged generator step."""
+"""metrics.csv: a row of metrics per logged generator step."""
 
 import csv
 import io
@@ -7,43 +7,28 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.callbacks.divergence import divergence
-from wganlab.data.stream import BatchStream
+from wganlab.data.stream import Batch, BatchStream
 from wganlab.files import write_text
+from wganlab.metrics import METRICS
+from wganlab.runs import read_metrics
 
-#: The columns of metrics.csv; what an observer adds beyond them stands after.
-COLUMNS = [
-    "step",
-    "images_seen",
-    "epoch",
-    "seconds",
-    "speed/images_per_second",
-    "critic/loss",
-    "critic/wasserstein_estimate",
-    "critic/penalty",
-    "critic/real_score",
-    "critic/fake_score",
-    "critic/gradient_norm",
-    "critic/weights_at_bound",
-    "generator/loss",
-    "eval/emd",
-    "eval/emd_real",
-]
+#: The columns of every metrics.csv; what an observer adds beyond them stands after.
+COLUMNS = ["step", "images_seen", "epoch", "seconds", "speed/images_per_second"]
+COLUMNS += [name for name, metric in METRICS.items() if metric.always]
 
 
 class History(Callback):
-    """Writes a row to metrics.csv, and to every logger, every so many generator steps and whenever something was
-    observed in between.
+    """Writes a row to metrics.csv and to every logger, every ``every`` generator steps and after each observation.
 
-    An epoch that is longer than that ends with a row, too. Training metrics are means over the steps since the row
-    before. ``images_seen`` counts real images seen by the critic, ``epoch`` passes over the data set (less its last
-    partial batch; none of an endless one), ``seconds`` the time since training began.
+    An epoch of more than ``every`` steps ends with a row, too. Training metrics are means over the steps since the last
+    row. ``images_seen`` counts the real images that the critic has seen, ``epoch`` its passes over the data set
+    (without the last partial batch; empty for endless data), ``seconds`` the time since training began.
     Raises FloatingPointError, after a last row, at a step whose losses or gradients are not finite.
-    Continuing a run, rows after its checkpoint are taken back: they will be written again.
+    When a run is continued, rows after its checkpoint are removed; training writes them again.
     """
 
     def __init__(self, *, every: PositiveInt) -> None:
@@ -59,25 +44,25 @@ class History(Callback):
         self._rewrite(self.restore(Path(trainer.default_root_dir), trainer.global_step))
 
     def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, batch: Batch, batch_idx: int
     ) -> None:
-        module.observed.clear()  # what was observed at the step before
+        module.observed.clear()  # observations of the last step
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
     ) -> None:
         stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
         per_epoch = stream.batches_per_epoch
-        step, n_critic = trainer.global_step, len(batch)
-        self.epoch_ended = self._ends_epoch(step * n_critic, n_critic, per_epoch)
+        step = trainer.global_step
+        self.epoch_ended = self._ends_epoch(stream.batches, len(batch.images), per_epoch)
         diverged = divergence(trainer, module, self.every)
         if not (diverged or module.observed or self.epoch_ended or is_due(trainer, self.every)):
             return
-        now, images = time.perf_counter(), step * n_critic * stream.batch_size
+        now, images = time.perf_counter(), stream.images_seen
         row = {
             "step": step,
             "images_seen": images,
-            **({"epoch": step * n_critic / per_epoch} if per_epoch else {}),
+            **({"epoch": stream.batches / per_epoch} if per_epoch else {}),
             "seconds": now - self.started,
             "speed/images_per_second": (images - self.last_images) / (now - self.last_time),
             **module.window_means(),
@@ -91,11 +76,11 @@ class History(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({key: row[key] for key in row if key != "step"}, step=trainer.global_step)
 
-    def _ends_epoch(self, batches: int, n_critic: int, per_epoch: int | None) -> bool:
-        """Whether this step has seen the end of an epoch that is longer than the steps between rows."""
-        if not per_epoch or per_epoch < self.every * n_critic:
+    def _ends_epoch(self, batches: int, critic_steps: int, per_epoch: int | None) -> bool:
+        """Whether an epoch of more than ``every`` steps ends within this step."""
+        if not per_epoch or per_epoch < self.every * critic_steps:
             return False
-        return batches // per_epoch > (batches - n_critic) // per_epoch
+        return batches // per_epoch > (batches - critic_steps) // per_epoch
 
     def state_dict(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -106,26 +91,23 @@ class History(Callback):
         self.last_images = int(state_dict["images"])
 
     def restore(self, folder: Path, step: int) -> list[dict[str, str]]:
-        """Take over the rows that an earlier process wrote up to a step; returns them as they were written."""
+        """Read the rows that an earlier process wrote up to a step; returns their cells as written."""
         self.path = folder / "metrics.csv"
         kept: list[dict[str, str]] = []
         self.rows, self.columns = [], list(COLUMNS)
         if step and self.path.exists():
-            with open(self.path, newline="", errors="replace") as file:
-                for cells in csv.DictReader(file):
-                    try:
-                        row = {key: float(value) for key, value in cells.items() if value != ""}
-                        row |= {key: int(cells[key]) for key in ("step", "images_seen")}
-                    except (TypeError, ValueError, KeyError):
-                        continue  # torn by a full disk
-                    if row["step"] <= step:
-                        kept.append(cells)
-                        self.rows.append(row)
-                        self.columns = list(dict.fromkeys([*self.columns, *cells]))
+            for found in read_metrics(self.path):
+                if found is None:
+                    continue  # torn by a full disk
+                cells, row = found
+                if row["step"] <= step:
+                    kept.append(cells)
+                    self.rows.append(row)
+                    self.columns = list(dict.fromkeys([*self.columns, *cells]))
         return kept
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        """metrics.csv anew, whole or not at all."""
+        """Write metrics.csv again, atomically."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
@@ -136,8 +118,6 @@ class History(Callback):
         new = [key for key in row if key not in self.columns]
         if new:  # a user's observer: rewrite the file under a longer header
             self.columns += new
-            with open(self.path, newline="") as file:
-                old = list(csv.DictReader(file))
-            self._rewrite(old)
+            self._rewrite([found[0] for found in read_metrics(self.path) if found])
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)

@@ -9,18 +9,17 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from wganlab import parallel
+from wganlab import environment
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks.checkpoints import Checkpoints
-from wganlab.parallel import ignore_signals
 
 
 class StoppedError(Exception):
-    """A signal has ended the run after a whole step. ``code`` is the conventional exit code: 128 + its number."""
+    """A signal has ended the run after a whole step. ``exit_code`` is the conventional one: 128 + its number."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(number, what)
-        self.number, self.code = number, 128 + number
+        self.number, self.exit_code = number, 128 + number
 
     def __str__(self) -> str:
         number, what = self.args
@@ -28,7 +27,7 @@ class StoppedError(Exception):
 
 
 class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it last
-    """On the first of :func:`wganlab.parallel.signals` ends the run after its step; a second SIGINT stops at once.
+    """On the first of :func:`wganlab.environment.signals` ends the run after its step; a second SIGINT stops at once.
 
     A context manager: signals are taken inside the block.
     """
@@ -39,13 +38,14 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # only there does Python let handlers be set
-            self.received = next(iter(parallel.PENDING), None)
-            self.before = {number: signal.signal(number, self._receive) for number in parallel.signals()}
+            self.before = {number: signal.signal(number, self._receive) for number in environment.signals()}
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        # what ends one rank makes torchrun signal the others, while rank zero still says why
+        ends = kind is not None and environment.place() is not None
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ends else handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
@@ -68,8 +68,8 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
         raise StoppedError(self.received, f"after generator step {trainer.global_step} ({saved})")
 
 
-class Deaf(Callback):
-    """On ranks but the first: signals are not for them, whatever Lightning makes of them."""
+class IgnoreSignals(Callback):
+    """On further ranks: signals are for rank zero, and Lightning has put handlers of its own."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        ignore_signals()
+        environment.ignore_signals()

@@ -1,4 +1,4 @@
-"""How far training is: a bar on a terminal, a plain line every few seconds elsewhere, and a line for each epoch."""
+"""Progress of training: a bar on a terminal, elsewhere a plain line every few seconds, and a line per epoch."""
 
 import sys
 import time
@@ -12,16 +12,16 @@ from rich.table import Column
 
 from wganlab.callbacks.history import History
 
-#: On a terminal the bar is redrawn this often, in seconds.
+#: Seconds between updates of the bar.
 REDRAW = 0.2
-#: Elsewhere a line is printed this often, in seconds.
+#: Seconds between plain lines.
 LINE = 5.0
 
 
 class ProgressReport(Callback):
-    """Generator step, losses, Wasserstein estimate, images/s and time left, from the last logged row.
+    """Shows generator step, losses, Wasserstein estimate, images/s and time left, from the last logged row.
 
-    An epoch that ends with a row of its own (see :class:`History`) gets a line with its mean losses.
+    An epoch that ends with a row (see :class:`History`) also gets a line with its mean losses.
     """
 
     def __init__(self, history: History) -> None:
@@ -42,7 +42,7 @@ class ProgressReport(Callback):
         if sys.stdout.isatty():
             columns = (
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=None),  # gives way on a narrow terminal
+                BarColumn(bar_width=None),  # shrinks on a narrow terminal
                 TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(table_column=Column(no_wrap=True)),
             )
@@ -67,7 +67,7 @@ class ProgressReport(Callback):
             print(f"step {step}/{trainer.max_steps}  {self._text()}  {left:.0f} s left", flush=True)
 
     def _report_epoch(self) -> None:
-        """Print the means of an epoch that has just ended: of its rows, each weighted by the steps it covers."""
+        """Print the means over an epoch that has just ended: of its rows, weighted by the number of their steps."""
         if not self.history.epoch_ended:
             return
         rows = self.history.rows

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
+from wganlab.data.stream import Batch
 from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_samples
 
@@ -26,7 +26,7 @@ class Samples(Callback):
             self._save(trainer, module)
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
             self._save(trainer, module)
@@ -35,7 +35,8 @@ class Samples(Callback):
         path = Path(trainer.default_root_dir, "samples", f"step_{trainer.global_step:08d}.png")
         real = module.scaled(trainer.train_dataloader.fixed_samples(self.n))  # type: ignore[union-attr]
         with evaluation_mode(module.critic):
-            save_samples(module.generate(self.n), path, real=real, critic=module.critic)
+            critic = None if module.conditional["critic"] else module.critic  # no one surface of values
+            save_samples(module.generate(self.n), path, real=real, critic=critic)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [str(path)], step=trainer.global_step)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wganlab.data.from_torchvision import read
+from wganlab.schema import InvalidValueError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PER_CLASS = {"train": 5000, "test": 1000}
@@ -18,8 +19,8 @@ class CIFAR10:
 
     ``classes`` are names or numbers, all ten by default; ``split`` is "train", "test" or "both". Reads
     ``root``/cifar-10-batches-py, whose md5 sums are checked by torchvision.
-    Raises FileNotFoundError when it is missing and ``download`` is off, ValueError for an unknown class or, in
-    ``load``, a damaged file.
+    Raises InvalidValueError when it is missing and ``download`` is off, for an unknown class and, in ``load``, for a
+    damaged file.
     """
 
     licence = "none is stated; cite Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images"
@@ -41,10 +42,8 @@ class CIFAR10:
         if download:
             read("CIFAR10", self.root, train=True, download=True)
         elif not (self.root / FOLDER).is_dir():
-            raise FileNotFoundError(
-                f"root={root}: {self.root / FOLDER} does not exist; unpack cifar-10-python.tar.gz "
-                "there, or let torchvision fetch it with dataset.download=true"
-            )
+            advice = "unpack cifar-10-python.tar.gz there, or let torchvision fetch it with dataset.download=true"
+            raise InvalidValueError("root", root, f"{self.root / FOLDER} does not exist; {advice}")
 
     def __len__(self) -> int:
         return len(self.classes) * sum(PER_CLASS[split] for split in self.splits)
@@ -66,10 +65,10 @@ class CIFAR10:
 
 
 def class_number(name: int | str) -> int:
-    """Number of a class given by number or name. Raises ValueError for one that does not exist."""
+    """Number of a class given by number or name. Raises InvalidValueError for one that does not exist."""
     if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < 10:
         return name
     if name in CLASSES:
         return CLASSES.index(str(name))
     known = ", ".join(f"{i} {c}" for i, c in enumerate(CLASSES))
-    raise ValueError(f"classes={name}: no such class; allowed are {known}")
+    raise InvalidValueError("classes", name, f"no such class; allowed are {known}")

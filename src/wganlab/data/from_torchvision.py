@@ -4,9 +4,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from wganlab.schema import InvalidValueError
+
 
 def read(name: str, root: Path, *, train: bool, download: bool = False, damaged: str = "cannot be read") -> Any:
-    """torchvision's data set of that name below ``root``. Raises ValueError, naming root, for whatever goes wrong.
+    """torchvision's data set of that name below ``root``. Raises InvalidValueError, naming root, when that fails.
 
     A download gives up on a silent server after 30 s: behind a firewall it would hang for ever.
     """
@@ -18,6 +20,6 @@ def read(name: str, root: Path, *, train: bool, download: bool = False, damaged:
         return getattr(datasets, name)(str(root), train=train, download=download)
     except Exception as error:
         what = "cannot be downloaded" if download else damaged
-        raise ValueError(f"root={root}: {name} {what}: {error}") from error
+        raise InvalidValueError("root", root, f"{name} {what}: {error}") from error
     finally:
         socket.setdefaulttimeout(before)

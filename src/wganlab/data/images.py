@@ -17,6 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from wganlab.files import write_json
+from wganlab.schema import InvalidValueError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 #: Part of a cache's name: raise it when the same files are to be decoded in another way.
@@ -31,8 +32,8 @@ class ImageFolder:
     user's cache folder where that cannot be written; it is memory-mapped, so the data may be larger than memory.
     Names of top-level folders are the classes. ``flip`` has training mirror images left to right at random.
 
-    Raises FileNotFoundError for a folder that is missing or holds no images; ``load`` raises ValueError when more
-    than ``max_broken`` files cannot be decoded, and otherwise names and skips them.
+    Raises InvalidValueError for a folder that is missing or holds no images; so does ``load`` when more than
+    ``max_broken`` files cannot be decoded, and otherwise it names and skips them.
     """
 
     licence = "not known to wganlab: that of the images in the folder"
@@ -49,10 +50,10 @@ class ImageFolder:
         self.root, self.max_broken, self.flip = Path(root).expanduser(), max_broken, flip
         self.shape = (channels, size, size)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"root={root}: no such folder; name one that holds images, at any depth")
+            raise InvalidValueError("root", root, "no such folder; name one that holds images, at any depth")
         self.files = sorted(find_images(self.root))
         if not self.files:
-            raise FileNotFoundError(f"root={root}: holds no images ({' '.join(sorted(SUFFIXES))}) at any depth")
+            raise InvalidValueError("root", root, f"holds no images ({' '.join(sorted(SUFFIXES))}) at any depth")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,7 +72,7 @@ class ImageFolder:
                 return self._decode(cache)
             except OSError as error:
                 failure = error
-        raise OSError(f"root={self.root}: the decoded images cannot be cached: {failure}")
+        raise InvalidValueError("root", self.root, f"the decoded images cannot be cached: {failure}")
 
     def labels(self) -> Tensor | None:
         """Class numbers of what :meth:`load` returned, by sorted name of the top-level folder; None without folders."""
@@ -120,16 +121,16 @@ class ImageFolder:
         return self._read(cache)
 
     def _judge(self, broken: dict[str, str], kept: int) -> None:
-        """Name the broken files, and raise ValueError when there are too many."""
+        """Name the broken files, and raise InvalidValueError when there are too many."""
         if not broken:
             return
         names = ", ".join(f"{name} ({reason})" for name, reason in list(broken.items())[:10])
         more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
         if len(broken) > self.max_broken or not kept:
-            raise ValueError(
-                f"root={self.root}: {len(broken)} of {len(self.files)} files cannot be decoded, "
-                f"more than max_broken={self.max_broken}: {names}{more}"
+            message = (
+                f"{len(broken)} of {len(self.files)} files cannot be decoded, more than max_broken={self.max_broken}"
             )
+            raise InvalidValueError("root", self.root, f"{message}: {names}{more}")
         print(f"skipped {len(broken)} broken files in {self.root}: {names}{more}", flush=True)
 
 

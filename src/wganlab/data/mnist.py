@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from wganlab.data.from_torchvision import read
+from wganlab.schema import InvalidValueError
 
 IMAGES = {True: "train-images-idx3-ubyte", False: "t10k-images-idx3-ubyte"}
 FILES = (*IMAGES.values(), "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
@@ -13,7 +14,7 @@ FILES = (*IMAGES.values(), "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte")
 class MNIST:
     """28x28 handwritten digits: 60,000 to train, 10,000 to test (LeCun et al. 1998).
 
-    Raises FileNotFoundError when a file is missing and ``download`` is off, ValueError when one is damaged.
+    Raises InvalidValueError when a file is missing and ``download`` is off, and when one is damaged.
     """
 
     licence = "CC BY-SA 3.0: MNIST, by Yann LeCun and Corinna Cortes"
@@ -26,18 +27,18 @@ class MNIST:
         if missing and download:
             read("MNIST", self.root, train=train, download=True)
         elif missing:
-            raise FileNotFoundError(
-                f"root={root}: {raw} lacks {', '.join(missing)}; unpack the four MNIST files "
-                "there, or let torchvision fetch them with dataset.download=true"
-            )
+            advice = "unpack the four MNIST files there, or let torchvision fetch them with dataset.download=true"
+            raise InvalidValueError("root", root, f"{raw} lacks {', '.join(missing)}; {advice}")
         with open(raw / IMAGES[train], "rb") as file:
             header = file.read(8)  # big-endian: magic number 2051, number of images
         if header[:4] != (2051).to_bytes(4, "big"):
-            raise ValueError(f"root={root}: {raw / IMAGES[train]} is no file of MNIST images (wrong magic number)")
+            message = f"{raw / IMAGES[train]} is no file of MNIST images (wrong magic number)"
+            raise InvalidValueError("root", root, message)
         self.length = int.from_bytes(header[4:], "big")
         size, wanted = (raw / IMAGES[train]).stat().st_size, 16 + 784 * self.length
         if size != wanted:
-            raise ValueError(f"root={root}: {raw / IMAGES[train]} has {size:,} bytes, not {wanted:,}: it is not whole")
+            message = f"{raw / IMAGES[train]} has {size:,} bytes, not {wanted:,}: it is not whole"
+            raise InvalidValueError("root", root, message)
 
     def __len__(self) -> int:
         return self.length

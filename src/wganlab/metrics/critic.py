@@ -1,4 +1,4 @@
-"""The critic as a function: how steep it is, how steep it could be, and what its gradients do from layer to layer."""
+"""The critic as a function: its gradient norms, bounds of its Lipschitz constant, and its gradients by layer."""
 
 import copy
 import math
@@ -12,15 +12,15 @@ from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
 from wganlab.regularizers import NORM_LAYERS, gradient_norms
 
-#: Layers whose Lipschitz constant is at most 1.
+#: Layers with a Lipschitz constant of at most 1.
 CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
 
 def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
-    """The steepest that the critic is seen to be around ``points`` (n, *shape): no Lipschitz constant can be smaller.
+    """A lower bound of the critic's Lipschitz constant, from its values at ``points`` (n, *shape).
 
-    The larger of its steepest slope at a point and its steepest secant between neighbours in the batch. Exact for a
-    linear critic.
+    The larger of its largest gradient norm at a point and its steepest secant between neighbours in the batch. Exact
+    for a linear critic.
     """
     with torch.no_grad():
         scores, rows = critic(points), points.flatten(1)
@@ -31,11 +31,11 @@ def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
 
 
 def lipschitz_upper_bound(network: nn.Module) -> float:
-    """The product of spectral norms over the layers of a network in inference mode; infinite where one has no bound.
+    """An upper bound of the Lipschitz constant in evaluation mode: the product of the layers' spectral norms.
 
-    That of a convolution is bounded by sqrt(patches per pixel) times the spectral norm of its kernels as one matrix
-    (out, in * height * width) (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Exact for a linear critic, else far
-    above the truth.
+    The spectral norm of a convolution is bounded by sqrt(patches per pixel) times that of its kernels as one matrix
+    (out, in * height * width) (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Infinite where a layer has no known
+    bound. Exact for a linear critic, far above the truth for deep ones.
     """
     if isinstance(network, nn.Sequential | FeatureCritic):
         return math.prod(lipschitz_upper_bound(layer) for layer in network.children())
@@ -57,7 +57,7 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
 
 
 def norm_bound(layer: nn.Module) -> float:
-    """Lipschitz constant of a normalisation: largest scale over the least standard deviation that it divides by."""
+    """Lipschitz constant of a normalisation: its largest scale over the smallest standard deviation it divides by."""
     weight, variance, eps = (getattr(layer, name, None) for name in ("weight", "running_var", "eps"))
     scale = 1.0 if weight is None else weight.detach().abs().max().item()
     return scale / math.sqrt((0.0 if variance is None else variance.min().item()) + (eps or 0.0))
@@ -71,11 +71,11 @@ def layers(critic: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
 
 
 def layer_gradient_norms(critic: nn.Module, objective: Objective, real: Tensor, fake: Tensor) -> dict[str, float]:
-    """Norm of the gradient of the critic's loss with respect to what each layer puts out, by name of the layer.
+    """Norm of the gradient of the critic's loss with respect to each layer's output, by name of the layer.
 
-    The loss is that of the scores alone. Flat over the layers where the critic is well conditioned, exponential in the
-    depth where gradients explode or vanish (WGAN-GP, arXiv 1704.00028, figure 1b). In fp64: gradients that vanish
-    altogether in fp32 still say how fast.
+    The loss has no penalties. The norms are flat over the layers of a well-conditioned critic, and exponential in the
+    depth where gradients explode or vanish (WGAN-GP, arXiv 1704.00028, figure 1b). Computed in fp64, since vanishing
+    gradients underflow in fp32.
     """
     critic, real, fake = copy.deepcopy(critic).double(), real.double(), fake.double()
     outputs: dict[str, list[Tensor]] = {}
@@ -85,7 +85,7 @@ def layer_gradient_norms(critic: nn.Module, objective: Objective, real: Tensor, 
     ]
     try:
         with torch.enable_grad():
-            # a leaf, so that there is a graph even where all weights are frozen
+            # inputs that require gradients give a graph even where all weights are frozen
             scores = [critic(images.detach().requires_grad_()) for images in (real, fake)]
             loss = objective.critic_loss(*scores)
             every = [output for both in outputs.values() for output in both]
@@ -127,3 +127,28 @@ def value_density(critic: nn.Module, points: Tensor, data: Tensor, *, bandwidth:
 def weights_at_bound(critic: nn.Module, bound: float) -> dict[str, float]:
     """Share of each layer's weights whose magnitude is the bound, by name of the layer."""
     return {name: (layer.weight.detach().abs() >= bound).float().mean().item() for name, layer in layers(critic)}
+
+
+def critic_report(
+    critic: nn.Module, objective: Objective, real: Tensor, fake: Tensor, points: Tensor, bound: float
+) -> dict[str, float]:
+    """Gradient norms, Lipschitz bounds and per-layer values of a critic in evaluation mode, by column of metrics.csv.
+
+    ``real``, ``fake`` and ``points`` (interpolates, say) are samples (n, *shape); ``bound`` is the clipping bound.
+    Values that are not finite (of layers without a known bound, of gradients that are zero) are left out: they would
+    be taken for divergence.
+    """
+    lower = max(lipschitz_lower_bound(critic, samples) for samples in (real, fake, points))
+    norms = layer_gradient_norms(critic, objective, real, fake)
+    estimate = (critic(real).mean() - critic(fake).mean()).item()
+    found = {
+        "critic/slope_real": gradient_norms(critic, real).mean().item(),
+        "critic/slope_fake": gradient_norms(critic, fake).mean().item(),
+        "critic/lipschitz_lower": lower,
+        "critic/lipschitz_upper": lipschitz_upper_bound(critic),
+        "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,
+        "critic/gradient_growth": growth(list(norms.values())),
+        **{f"critic/layer_gradient/{name}": norm for name, norm in norms.items()},
+        **{f"critic/layer_at_bound/{name}": share for name, share in weights_at_bound(critic, bound).items()},
+    }
+    return {name: value for name, value in found.items() if math.isfinite(value)}

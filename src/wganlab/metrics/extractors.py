@@ -1,4 +1,4 @@
-"""Feature extractors: what images look like to a network that was trained to tell their classes apart.
+"""Feature extractors: hidden activations and logits of networks that classify images.
 
 Any object with the attributes and the two methods of :class:`Extractor` is one; name it in a YAML of conf/extractor/.
 """
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from wganlab.data.stream import to_unit_range
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, InvalidValueError
 
 #: Images per pass.
 BATCH = 256
 
 
 class Extractor(Protocol):
-    """What scores are computed with."""
+    """A network whose features and logits of images are scored."""
 
     #: Whether its classes are those of the data set.
     knows_classes: bool
@@ -82,7 +82,7 @@ class Classifier:
         self.hash = hash_of(*self.network.state_dict().values())
 
     def keep(self, path: Path) -> None:
-        """Write the cache, whole or not at all; a disk that refuses costs the next run a minute, and no more."""
+        """Write the cache atomically. Without it, when the disk is full, the next run trains the classifier again."""
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile(dir=self.cache, suffix=".part", delete=False) as part:
@@ -160,7 +160,7 @@ class Inception:
 
     ``weights`` is the file that torch-fidelity publishes, weights-inception-2015-12-05-6726825d.pth; without it, it is
     looked for in torch's cache, and else downloaded.
-    Raises ValueError when it can neither be read nor downloaded.
+    Raises InvalidValueError when it can neither be read nor downloaded.
     """
 
     knows_classes = False  # but ImageNet's
@@ -172,7 +172,7 @@ class Inception:
         cached = Path(torch.hub.get_dir(), "checkpoints", name)
         file = Path(weights).expanduser() if weights else cached
         if weights and not file.is_file():
-            raise ValueError(f"weights={weights}: no such file; it should be torch-fidelity's {name}")
+            raise InvalidValueError("weights", weights, f"no such file; it should be torch-fidelity's {name}")
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(10)  # a silent firewall would hang for ever
         try:
@@ -183,8 +183,9 @@ class Inception:
             )
         except Exception as error:  # torch, pickle and urllib raise a dozen types
             reason = " ".join(str(error).split())[:120]
-            what = f"weights={file}: cannot be read" if file.is_file() else f"weights=null: cannot download {name}"
-            raise ValueError(f"{what} ({reason}); put the file there, or at {cached}, and name it") from error
+            value, what = (file, "cannot be read") if file.is_file() else ("null", f"cannot download {name}")
+            advice = f"put the file there, or at {cached}, and name it"
+            raise InvalidValueError("weights", value, f"{what} ({reason}); {advice}") from error
         finally:
             socket.setdefaulttimeout(before)
 

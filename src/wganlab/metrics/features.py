@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, as functions of the features that an extractor finds in them.
+"""Scores of generated images: functions of the features of real and generated images.
 
 Features are tensors (n, dim), real ones first; a row is an image. Scores depend on the extractor, on n and on the
 images chosen: compare only scores of one protocol (:mod:`wganlab.metrics.protocol`).
@@ -78,7 +78,7 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> float:
 
 
 def class_scores(logits: Tensor, shares: Tensor, *, confident: float = 0.9) -> dict[str, float]:
-    """Which classes a classifier finds among generated images: logits (n, classes), shares of real ones (classes,).
+    """Coverage of classes, from a classifier's logits (n, classes) and the classes' shares of real images (classes,).
 
     - ``confident``: share of images whose likeliest class has a probability of at least ``confident``;
     - ``classes``: how many classes are the likeliest of a confident image;
@@ -118,8 +118,8 @@ def memorisation(fake: Tensor, training: Tensor) -> float:
     """Median distance of generated images to the nearest training image, over that of training images to each other.
 
     Generated ones (n, *shape) in [-1, 1], training images (m, *shape) as stored.
-    Near 0 where training images are copied, about 1 for fresh images of the same distribution; blurred images, too, are
-    near to everything. Distances are Euclidean, over all pixels, or in the space of the features that are given.
+    Near 0 where training images are copied, about 1 for fresh images of the same distribution; blurred images score
+    low, too. Distances are Euclidean over all pixels, or over features where these are given.
     """
     distances, _ = nearest(fake, training)
     among, _ = nearest(to_unit_range(training[:1024]), training, same=True)

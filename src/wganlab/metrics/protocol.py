@@ -1,4 +1,4 @@
-"""One protocol for every method: what generated samples are compared with, and how."""
+"""The protocol of scores: the real samples, the sample sizes and the features, the same for every method."""
 
 import hashlib
 import importlib.metadata
@@ -15,12 +15,12 @@ from wganlab.metrics import features as of
 from wganlab.metrics.extractors import Extractor, hash_of
 from wganlab.metrics.points import mode_scores
 
-#: Libraries whose versions may move a score.
+#: Libraries whose versions may change a score.
 LIBRARIES = ("torch", "POT", "torch-fidelity")
 
 
 class Protocol:
-    """Scores generated samples against ``n`` real ones, and the features of images against those of ``images``.
+    """Scores ``n`` generated samples by exact distances to ``n`` real ones, and ``images`` images by their features.
 
     The real samples are the same at every step and for every method and seed.
     """
@@ -29,9 +29,9 @@ class Protocol:
         self.n, self.images, self.extractor = n, images, extractor
 
     def prepare(self, stream: BatchStream, real: Tensor | None = None, *, split: str = "training") -> None:
-        """Choose the real samples, and have the extractor look at them. Raises ConfigError where it cannot.
+        """Choose the real samples, and compute their features. Raises ConfigError for data that the extractor refuses.
 
-        They are samples of the stream, or ``real`` (m, *shape), as stored; ``split`` says which, for the record.
+        The real samples are those of the stream, or ``real`` (m, *shape), as stored; ``split`` is their name.
         """
         self.stream, self.split = stream, split
         wanted = max(2 * self.n, self.images if self.extractor else 0)
@@ -48,10 +48,10 @@ class Protocol:
             self.shares = torch.bincount(numbers) / len(numbers)
 
     def scores(self, draw: Callable[[int], Tensor]) -> dict[str, float]:
-        """All scores that this protocol has, by name, of what ``draw(n)`` generates.
+        """All scores of this protocol by name; ``draw(n)`` generates n samples.
 
-        ``eval/emd_real`` is the distance between the real samples and as many others: what a perfect generator would
-        score, though not a lower bound, since blurred images are closer to everything.
+        ``eval/emd_real`` is the distance between the real samples and as many other real ones: the score of a perfect
+        generator, but not a lower bound, since blurred images score lower.
         """
         fake = draw(max(len(self.real), self.images if self.extractor else 0)).float()
         few = fake[: len(self.real)]
@@ -65,7 +65,7 @@ class Protocol:
         return {f"eval/{name}": value for name, value in found.items()}
 
     def feature_scores(self, extractor: Extractor, fake: Tensor) -> dict[str, float]:
-        """Scores of generated images by their features."""
+        """Scores of the features of generated images."""
         if not torch.isfinite(fake).all():
             return {"fid": float("nan")}
         features, logits = extractor.features(fake)
@@ -76,7 +76,7 @@ class Protocol:
         return found | (of.class_scores(logits, self.shares) if extractor.knows_classes else {})
 
     def describe(self) -> dict[str, Any]:
-        """The protocol, for the record; ``id`` is a hash of the rest, and scores compare where it is the same."""
+        """The protocol, for the record. ``id`` is a hash of the rest: scores with the same id are comparable."""
         content: dict[str, Any] = {
             "split": self.split,
             "real": hash_of(self.real),

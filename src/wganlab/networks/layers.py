@@ -1,6 +1,7 @@
 """Building blocks shared by the networks."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from wganlab import parallel
+from wganlab.schema import InvalidValueError
 
+#: The layers that draw which values to keep.
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
 Output = Literal["tanh", "linear"]
@@ -27,7 +31,7 @@ def norm_layer(kind: Norm, channels: int, *, images: bool, eps: float = 1e-5, mo
         return batch_norm(channels, eps=eps, momentum=momentum)
     if kind == "instance":
         if not images:
-            raise ValueError("norm=instance: normalises over pixels, and this network has none; use layer")
+            raise InvalidValueError("norm", "instance", "normalises over pixels, and this network has none; use layer")
         return nn.InstanceNorm2d(channels, eps=eps, affine=True)
     return nn.GroupNorm(1, channels, eps=eps) if kind == "layer" else nn.Identity()
 
@@ -56,7 +60,9 @@ def initialise(network: nn.Module, scheme: Init) -> None:
 def check_halvings(n_filters: int, times: int) -> None:
     """Raises ValueError when a width cannot be halved so many times."""
     if n_filters % 2**times:
-        raise ValueError(f"n_filters={n_filters}: cannot be halved {times} times; must be a multiple of {2**times}")
+        raise InvalidValueError(
+            "n_filters", n_filters, f"cannot be halved {times} times; must be a multiple of {2**times}"
+        )
 
 
 def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
@@ -67,16 +73,14 @@ def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
     factor = 2**n_blocks
     if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
         size = "x".join(map(str, shape))
-        raise ValueError(
-            f"n_blocks={n_blocks}: cannot make images of {size}; "
-            f"allowed are (channels, height, width) with height and width multiples of {factor}"
-        )
+        allowed = f"allowed are (channels, height, width) with height and width multiples of {factor}"
+        raise InvalidValueError("n_blocks", n_blocks, f"cannot make images of {size}; {allowed}")
     return shape[1] // factor, shape[2] // factor
 
 
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """Networks in inference mode for a while: running statistics are used and not moved, dropout is off."""
+    """Networks in evaluation mode for a while: running statistics are used and not moved, dropout is off."""
     before = [network.training for network in networks]
     for network in networks:
         network.eval()
@@ -85,6 +89,34 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
     finally:
         for network, training in zip(networks, before, strict=True):
             network.train(training)
+
+
+def takes_labels(network: nn.Module) -> bool:
+    """Whether a network is conditional: its ``forward`` has a parameter ``labels``."""
+    return "labels" in inspect.signature(network.forward).parameters
+
+
+class ImageCritic(nn.Module):
+    """A critic as a function of images alone: labels (batch,) are bound to it, and it sees images augmented."""
+
+    def __init__(
+        self, network: nn.Module, labels: Tensor | None, augmentation: Callable[[Tensor], Tensor] | None
+    ) -> None:
+        super().__init__()
+        self.network, self.augmentation = network, augmentation
+        self.training = network.training
+        self.given = {} if labels is None else {"labels": labels}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.augment(images), **self.given)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Those of a critic that has some."""
+        return self.network.features(self.augment(images), **self.given)  # type: ignore[operator]
+
+    def augment(self, images: Tensor) -> Tensor:
+        """The images that the network sees."""
+        return images if self.augmentation is None else self.augmentation(images)
 
 
 class Dropout(nn.Dropout):
@@ -139,7 +171,7 @@ class FeatureCritic(nn.Module):
         self.features = features
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
         self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
-        coupling = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, MinibatchDiscrimination)
+        coupling = (*parallel.BATCH_NORMS, *DROPOUTS, MinibatchDiscrimination)
         self.samplewise = not any(isinstance(module, coupling) for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Architecture(NamedTuple):
 
     @classmethod
     def draw(cls, number: int, network: str) -> "Architecture":
-        """Each choice uniformly from the table, the same for the same number; networks are drawn apart."""
+        """Each choice uniformly from the table, the same for the same number; the two networks are sampled apart."""
         choose = random.Random(f"{network} {number}").choice
         return cls(choose(sorted(NONLINEARITIES)), choose([4, 8, 12, 20]), choose([False, True]), choose([32, 64, 128]))
 

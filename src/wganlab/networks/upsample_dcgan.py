@@ -19,6 +19,7 @@ from wganlab.networks.layers import (
     initialise,
     norm_layer,
 )
+from wganlab.schema import InvalidValueError
 
 EPS, MOMENTUM = 1e-3, (0.2, 0.01)
 
@@ -84,7 +85,7 @@ class Critic(FeatureCritic):
         channels, height, width = shape if len(shape) == 3 else (0, 0, 0)
         if min(height, width) < 8:
             size = "x".join(map(str, shape))
-            raise ValueError(f"cannot score samples of {size}: allowed are images of at least 8x8")
+            raise InvalidValueError("shape", size, "cannot be scored; allowed are images of at least 8x8")
         layers: list[nn.Module] = []
         for i, (factor, stride) in enumerate(((1, 2), (2, 2), (4, 2), (4, 1))):
             after = n_filters * factor

@@ -1,4 +1,4 @@
-"""What a study claims, what its runs say, and the verdict."""
+"""Claims of a study, the numbers of its runs that decide them, and the verdicts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from scipy.stats import spearmanr
 
-from wganlab.metrics import METRICS
+from wganlab.metrics import metric_of
 from wganlab.report.compare import setting
-from wganlab.runs import Run, final_and_best
+from wganlab.runs import Run, Status, final_and_best
 from wganlab.schema import ConfigError, check_call
 from wganlab.statistics import ALPHA, between, holm, interval, seeds_needed
 
@@ -25,8 +25,9 @@ class Claim:
     The number is ``metric`` of ``arm``: after the last step, at its best, the gap between these two (collapse), or its
     mean over the run. With ``versus`` it is the difference to another arm with the same seed, or with ``ratio`` the
     logarithm (base 10) of their ratio. With ``tracks`` it is instead the rank correlation of ``metric`` with another
-    one over the run. Where a study sweeps over more than arms and seeds, the number is the mean over the rest;
-    ``where`` narrows it, and ``tuned`` takes each arm, with each seed, at what suits it best.
+    one over the run. Where a study sweeps over more than arms and seeds, the number is the mean over the other keys;
+    ``where`` restricts the runs by their settings, and ``tuned`` takes the best run of each arm and seed instead of the
+    mean. A best value, and so ``tuned``, takes a metric with a direction (:data:`wganlab.metrics.METRICS`).
     """
 
     def __init__(
@@ -49,19 +50,21 @@ class Claim:
         self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
         self.tuned = tuned
         if above is None and below is None:
-            raise ValueError("needs above or below, or both: which number would bear it out")
+            raise ValueError("needs above or below, or both: the numbers that would support it")
         self.low = -math.inf if above is None else above
         self.high = math.inf if below is None else below
+        if metric_of(metric).direction is None and (tuned or (at in ("best", "gap") and not tracks)):
+            asked = "tuned" if tuned else f"at={at}"
+            raise ValueError(f"{asked} needs a metric with a best value; {metric} has only final and mean")
         if not self.low < self.high:
             raise ValueError(f"above={above:g} must be less than below={below:g}")
 
     @property
     def number(self) -> str:
-        """What is measured, in words."""
-        title = METRICS[self.metric].title if self.metric in METRICS else self.metric
+        """The number that is measured, in words."""
+        title = metric_of(self.metric).title
         if self.tracks:
-            other = METRICS[self.tracks].title if self.tracks in METRICS else self.tracks
-            measured = f"rank correlation of {title} with {other}"
+            measured = f"rank correlation of {title} with {metric_of(self.tracks).title}"
         else:
             measured = {"final": "", "best": "best ", "gap": "last less best ", "mean": "mean "}[self.at] + title
         arms = self.arm if self.versus is None else f"{self.arm} {'/' if self.ratio else '−'} {self.versus}"
@@ -71,7 +74,7 @@ class Claim:
 
     @property
     def wanted(self) -> str:
-        """Which numbers bear the claim out, in words."""
+        """The numbers that support the claim, in words."""
         bounds = [f"above {self.low:g}"] * math.isfinite(self.low) + [f"below {self.high:g}"] * math.isfinite(self.high)
         return " and ".join(bounds)
 
@@ -86,7 +89,7 @@ class Claim:
         return {seed: one - other for seed, (one, other) in both.items()}
 
     def measured(self, runs: Sequence[Run], arm: str) -> dict[str, float]:
-        """The number of one arm, by seed; the mean, or when ``tuned`` the best, over whatever else was swept over."""
+        """The number of one arm, by seed: the mean, or when ``tuned`` the best, over the other keys of the sweep."""
         found: dict[str, list[float]] = {}
         for run in runs:
             if arm_of(run) != arm or any(setting(run, key) != str(value) for key, value in self.where.items()):
@@ -94,13 +97,13 @@ class Claim:
             value = self.of_run(run)
             if value is not None and math.isfinite(value):
                 found.setdefault(str(run.config.get("seed")), []).append(value)
-        higher = self.metric in METRICS and METRICS[self.metric].better == "higher"
-        summarise = (max if higher else min) if self.tuned else fmean
+        best = max if metric_of(self.metric).direction == "higher" else min
+        summarise = best if self.tuned else fmean
         return {seed: summarise(values) for seed, values in found.items()}
 
     def of_run(self, run: Run) -> float | None:
         """The number of one run; None where it was not measured, or the run is not complete."""
-        if run.status["state"] != "completed":
+        if run.state != Status.COMPLETED:
             return None
         rows = [row for row in run.rows if self.metric in row]
         if self.tracks:
@@ -118,7 +121,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim. ``p`` is corrected for the number of claims of the study."""
+    """The decision on a claim. ``p`` is corrected for the number of claims of the study."""
 
     claim: Claim
     values: dict[str, float]
@@ -127,17 +130,17 @@ class Verdict:
     more_seeds: int | None
 
     @property
-    def word(self) -> str:
+    def decision(self) -> str:
         """holds, does not hold, or undecided."""
         if self.p >= ALPHA:
             return "undecided"
         return "holds" if self.holds else "does not hold"
 
     @property
-    def explained(self) -> str:
-        """The word, and what would decide an undecided one."""
-        if self.word != "undecided":
-            return self.word
+    def description(self) -> str:
+        """The decision, and the number of seeds that would decide an undecided claim."""
+        if self.decision != "undecided":
+            return self.decision
         if len(self.values) < 2:
             return f"undecided (seeds with {self.claim.metric}: {len(self.values)}; it takes two)"
         if self.more_seeds is None:
@@ -165,12 +168,12 @@ class Verdict:
             "interval": [low, high],
             "values": self.values,
             "p": self.p,
-            "verdict": self.word,
+            "verdict": self.decision,
         }
 
 
 def read_claims(contents: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str) -> list[Claim]:
-    """The claims of a study.yaml. Raises ConfigError where one is wrong, or is about an arm that there is not."""
+    """The claims of a study.yaml. Raises ConfigError for a wrong claim, and for an arm that the study does not have."""
     claims = []
     for i, content in enumerate(contents):
         key = f"{where}: claims[{i}]."
@@ -200,7 +203,7 @@ def decide(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Verdict]:
 
 
 def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Verdicts, and what they cost: for verdicts.json."""
+    """The verdicts and the cost of their runs, for verdicts.json."""
     summaries = [run.summary for run in runs if run.summary]
     return {
         "runs": len(summaries),
@@ -214,13 +217,13 @@ def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, An
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """The verdicts in Markdown."""
-    lines = ["| claim | source | number | bears it out | measured, 95% interval | seeds | verdict |"]
+    lines = ["| claim | source | number | supported if | measured, 95% interval | seeds | verdict |"]
     lines.append("|---|---|---|---|---|---:|---|")
     for verdict in verdicts:
         claim = verdict.claim
         cells = [claim.says, claim.source, claim.number, claim.wanted, verdict.measured, str(len(verdict.values))]
         lines.append(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, f"**{verdict.explained}**"]) + " |"
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, f"**{verdict.description}**"]) + " |"
         )
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What was compared: how runs differ, and what each came to."""
+"""Comparison of runs: the keys in which they differ, and the results of each."""
 
 import csv
 import io
@@ -6,19 +6,21 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from wganlab.runs import Row, Run, final_and_best
+from wganlab.metrics import METRICS, metric_of
+from wganlab.runs import Row, Run, Status, final_and_best
 from wganlab.schema import leaves
 from wganlab.statistics import interval
 
-#: Keys that say how a run is shown, or which of several equals it is, and not what it does.
+#: Keys that make no difference between arms: seeds and loggers.
 IGNORED = re.compile(r"(seed|logger)($|\.)")
 ABSENT = "–"
+NO_CURVES = ("step", "images_seen", "epoch", "seconds", "eval/emd_real")
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Config key -> its value in each run, for every key that is not the same in all; seeds are left out.
+    """Config key -> its value in each run, for every key that differs between runs.
 
-    Keys that only repeat another key by interpolation are left out, too.
+    Seeds, loggers and keys that only repeat another key by interpolation are left out.
     """
     flat = [dict(leaves(run.config)) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config if not IGNORED.match(key))
@@ -33,7 +35,7 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
 def arms(runs: Sequence[Run]) -> list[str]:
     """A short name for each run; runs that differ only in their seed share one.
 
-    Named after the overrides that differ; where those do not tell two configs apart, after all differing keys.
+    The name holds the overrides that differ, or all differing keys where two configs have the same overrides.
     """
     differing = differing_keys(runs)
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
@@ -52,13 +54,13 @@ def arms(runs: Sequence[Run]) -> list[str]:
 
 
 def setting(run: Run, key: str) -> str:
-    """What a run has at a key: what its command line said, a choice of a config group, or a value."""
+    """The setting of a run at a key: from its command line, its choices of config groups, or its config."""
     given = {} if key in ("steps", "images") else run.overrides  # a budget may have been raised since
     return given.get(key) or run.choices.get(key) or str(select(run.config, key))
 
 
 def identity(run: Run) -> str:
-    """What a run is, where nothing sets it apart: data set, model and loss."""
+    """The name of a run that differs from no other: its data set, model and loss."""
     return (
         ", ".join(run.choices[group] for group in ("dataset", "model", "loss") if group in run.choices)
         or run.folder.name
@@ -78,8 +80,20 @@ def throughput(rows: Sequence[Row]) -> float | None:
     return last["images_seen"] / last["seconds"] if last.get("seconds") and "images_seen" in last else None
 
 
+def drawn_columns(runs: Sequence[Run]) -> list[str]:
+    """Every column of any metrics.csv that is a curve: scores first, then the rest of the table, then users' own.
+
+    Left out are the columns that curves are drawn against, and that of real samples, a line in the figure of EMD.
+    """
+    found = dict.fromkeys(key for run in runs for row in run.rows for key in row)
+    known = [*METRICS]
+    place = {key: known.index(key) if key in known else len(known) for key in found}
+    columns = [key for key in found if key not in NO_CURVES]
+    return sorted(columns, key=lambda key: (key not in known, metric_of(key).protocol is None, place[key]))
+
+
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A record per run: where it is, what it is, what it came to."""
+    """A record per run: its folder, arm, seed and state, and its results."""
     records = []
     for run, arm in zip(runs, arms(runs), strict=True):
         outcome = final_and_best(run.rows)
@@ -87,7 +101,7 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
         record = {
             "run": str(run.folder),
             "arm": arm,
-            "state": run.status.get("state"),
+            "state": run.state,
             "seed": run.config.get("seed"),
             "steps": final.get("step"),
             "images_seen": final.get("images_seen"),
@@ -106,7 +120,7 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def by_protocol(records: Sequence[dict[str, Any]]) -> dict[str | None, list[dict[str, Any]]]:
-    """Records whose scores may stand in one table, by protocol."""
+    """Records by the protocol of their scores; only scores of one protocol are comparable."""
     tables: dict[str | None, list[dict[str, Any]]] = {}
     for record in records:
         tables.setdefault(record["protocol"], []).append(record)
@@ -114,13 +128,13 @@ def by_protocol(records: Sequence[dict[str, Any]]) -> dict[str | None, list[dict
 
 
 def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A record per arm: of every number mean, low and high end of its 95% interval over the completed runs."""
+    """A record per arm: each number as its mean and 95% interval (mean, low, high) over the completed runs."""
     arms: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         arms.setdefault(record["arm"], []).append(record)
     found = []
     for arm, members in arms.items():
-        completed = [record for record in members if record["state"] == "completed"]
+        completed = [record for record in members if record["state"] == Status.COMPLETED]
         keys = dict.fromkeys(
             key for record in completed for key, value in record.items() if isinstance(value, float | int)
         )

@@ -1,22 +1,19 @@
-"""Figures of a report, drawn with matplotlib."""
+"""Curves of a report, drawn with matplotlib."""
 
 import io
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from wganlab.metrics import METRICS
-from wganlab.report.compare import select
-from wganlab.runs import Run
+from wganlab.metrics import METRICS, metric_of
+from wganlab.report.compare import drawn_columns
+from wganlab.runs import Run, final_and_best
 from wganlab.statistics import interval
 
 STYLE: dict[Any, Any] = {
@@ -30,12 +27,6 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
 }
-
-#: Metrics that say how good samples are, of which every run is shown, too.
-JUDGED = ("eval/fid", "eval/emd", "eval/modes")
-
-#: Epochs at which the walk-through of MNIST with a DCGAN shows its samples.
-EPOCHS = (1, 2, 4, 10, 50, 100)
 
 #: More arms than this are told apart by the colours of the table, not by legends.
 MANY_ARMS = 6
@@ -52,15 +43,41 @@ def svg(figure: Figure) -> str:
     """The figure as an <svg> element."""
     text = io.StringIO()
     with mpl.rc_context(STYLE):  # some settings are read when a figure is written
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
-    """One metric against generator steps, all runs on shared axes, epochs below; None where nobody measured it.
+def curves(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Figure]:
+    """A figure for every column of metrics.csv that is not zero throughout, by name.
 
-    Arms of three seeds or more are drawn as their mean in a band, its 95% interval; of two as thin lines with their
-    mean. The y axis is logarithmic where all values are positive and arms differ tenfold.
+    Columns such as critic/layer_gradient/LAYER share one figure, critic/layer_gradient.
+    """
+    families: dict[str, list[str]] = {}
+    for column in drawn_columns(runs):
+        families.setdefault("/".join(column.split("/")[:2]), []).append(column)
+    figures = {
+        name: learning_curve(name, runs, arms) if columns == [name] else last_values(name, columns, runs, arms)
+        for name, columns in families.items()
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def headlines(runs: Sequence[Run], arms: Sequence[str]) -> list[Figure]:
+    """:func:`every_seed` of the main results."""
+    drawn = [every_seed(name, runs, arms) for name, metric in METRICS.items() if metric.headline]
+    return [figure for figure in drawn if figure is not None]
+
+
+def title(metric: str) -> str:
+    """The title of a metric's figure; a dollar sign in a user's column begins no formula."""
+    return metric_of(metric).title.replace("$", r"\$")
+
+
+def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
+    """One metric against generator steps, all runs on shared axes, epochs below; None where all values are zero.
+
+    Arms of three seeds or more are drawn as their mean and its 95% interval, a band; arms of two seeds as thin lines
+    with their mean. The y axis is logarithmic where all values are positive and arms differ tenfold.
     """
     series = {}
     for index, run in enumerate(runs):
@@ -75,21 +92,48 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
         for arm, colour in colours(arms).items():
             members = [series[i] for i in series if arms[i] == arm]
             seeds = {str(runs[i].config.get("seed")) for i in series if arms[i] == arm}
-            _curves(axes, members, arm, colour, "seeds" if len(seeds) == len(members) else "runs")
+            _draw_arm(axes, members, arm, colour, "seeds" if len(seeds) == len(members) else "runs")
         _scale(axes, list(series.values()))
         perfect = {row["eval/emd_real"] for run in runs for row in run.rows if "eval/emd_real" in row}
         if metric == "eval/emd" and len(perfect) == 1:
             axes.axhline(*perfect, color="0.4", ls=":", lw=1, label="real against real")
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
         axes.set_xlabel("generator steps")
-        axes.set_title(METRICS[metric].title if metric in METRICS else metric, fontsize=10, loc="left")
+        axes.set_title(title(metric), fontsize=10, loc="left")
         if len(set(arms)) <= MANY_ARMS:  # the page's table is a legend, too
             axes.legend(fontsize=8)
         _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
     return figure
 
 
-def _curves(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, called: str) -> None:
+def last_values(family: str, columns: Sequence[str], runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
+    """The last value of each column of a family, such as the layers of a critic, a line per arm: its mean over runs."""
+    members = [column.removeprefix(f"{family}/") for column in columns]
+    lines: dict[str, np.ndarray] = {}
+    for arm in dict.fromkeys(arms):
+        finals = [final_and_best(run.rows)["final"] for run, name in zip(runs, arms, strict=True) if name == arm]
+        values = [[final[column] for final in finals if column in final] for column in columns]
+        if any(map(any, values)):
+            lines[arm] = np.array([np.mean(found) if found else np.nan for found in values])
+    if not lines:
+        return None
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        for arm, colour in colours(arms).items():
+            if arm in lines:
+                axes.plot(lines[arm], color=colour, marker="o", ms=3, lw=1.4, label=arm)
+        finite = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
+        if finite.min() > 0 and finite.max() > 10 * finite.min():
+            axes.set_yscale("log")
+        axes.set_xticks(range(len(members)), members, rotation=45, ha="right", fontsize=7)
+        axes.set_title(title(family), fontsize=10, loc="left")
+        if len(lines) <= MANY_ARMS:
+            axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_arm(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, called: str) -> None:
     """The runs of one arm, each an array (2, points) of steps and values: a line, lines and mean, or mean and band."""
     aligned = len({len(steps) for steps, _ in members}) == 1
     banded, alone = aligned and len(members) > 2, len(members) == 1
@@ -106,7 +150,7 @@ def _curves(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, ca
 
 
 def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
-    """The last value of a metric in every run, a column of dots per arm with its mean; None where no arm has two."""
+    """The last value of a metric in every run, a row of dots per arm with its mean; None where no arm has two runs."""
     values: dict[str, list[float]] = {}
     for run, arm in zip(runs, arms, strict=True):
         final = [row[metric] for row in run.rows if metric in row][-1:]
@@ -122,7 +166,7 @@ def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure 
                 axes.plot([np.mean(values[arm])] * 2, [row - 0.35, row + 0.35], color=colour, lw=1.6)
         axes.set_yticks(range(len(values)), list(values))
         axes.invert_yaxis()
-        axes.set_title(f"{METRICS[metric].title}: every run, and means", fontsize=10, loc="left")
+        axes.set_title(f"{metric_of(metric).short_title}: every run, and means", fontsize=10, loc="left")
     return figure
 
 
@@ -153,68 +197,3 @@ def _epoch_axes(axes: Axes, runs: Sequence[Run], arms: Sequence[str]) -> None:
         of = "" if len(rates) == 1 else f": {'; '.join(labels)}" if len(labels) < 4 else f" of {len(labels)} arms"
         below.set_xlabel(f"epochs{of}", fontsize=7, labelpad=2)
         below.tick_params(labelsize=7, pad=1)
-
-
-def weight_histogram(weights: np.ndarray, bound: float | None, colour: str) -> Figure:
-    """Histogram of critic weights; dashed lines at the clipping bound where there is one."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 2.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.hist(weights, bins=101, color=colour)
-        for position in (-bound, bound) if bound else ():
-            axes.axvline(position, color="0.3", ls="--", lw=0.8)
-        axes.set_xlabel("weight")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-    return figure
-
-
-def side_by_side(grids: Mapping[str, Path]) -> Figure:
-    """Sample grids (PNG files) in one row, each under its name."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3 * len(grids), 3.3), layout="constrained")
-        for axes, (name, path) in zip(np.ravel(figure.subplots(1, len(grids))), grids.items(), strict=True):
-            axes.imshow(mpl.image.imread(path), cmap="gray", interpolation="nearest")
-            axes.set_title(name, fontsize=10)
-            axes.set_axis_off()
-    return figure
-
-
-def samples_by_epoch(run: Run) -> Figure | None:
-    """The first row of a run's grid after each of EPOCHS epochs, as far as it got; None where it saved none of them.
-
-    A grid counts for an epoch when it was saved within a tenth of it.
-    """
-    last = run.rows[-1] if run.rows else {}
-    per_step = last.get("epoch", 0) / last["step"] if last.get("step") else 0
-    rows = {}
-    for epoch in EPOCHS:
-        step = min(run.samples, key=lambda step: abs(step * per_step - epoch), default=0)
-        if abs(step * per_step - epoch) <= epoch / 10:
-            rows[epoch] = mpl.image.imread(run.samples[step])
-    n = select(run.config, "callbacks.samples.n")
-    if not rows or not isinstance(n, int) or "toys" in str(select(run.config, "dataset._target_")):
-        return None
-    columns = round(n**0.5)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(0.8 * columns + 0.8, 0.8 * len(rows)), layout="constrained")
-        for axes, (epoch, grid) in zip(np.ravel(figure.subplots(len(rows), 1)), rows.items(), strict=True):
-            axes.imshow(grid[: len(grid) // -(-n // columns)], cmap="gray", interpolation="nearest")
-            axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-    return figure
-
-
-def critic_weights(checkpoint: Mapping) -> np.ndarray:
-    """Entries of the critic's matrices and kernels in a loaded checkpoint; biases and norm scales left out.
-
-    Raises ValueError when none of them is finite.
-    """
-    state = checkpoint["state_dict"]
-    kernels = [value for key, value in state.items() if key.startswith("critic.") and value.dim() > 1]
-    weights = np.concatenate([value.float().numpy().ravel() for value in kernels])
-    if not np.isfinite(weights).any():
-        raise ValueError("no finite weights")
-    return weights[np.isfinite(weights)]

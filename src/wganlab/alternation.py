@@ -1,0 +1,80 @@
+"""Other orders of updates than Algorithm 1, as published programs and figures have them; choices of conf/training/."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wganlab import parallel
+from wganlab.adversarial import AdversarialModule
+from wganlab.data.stream import Batch
+
+
+class SharedPass(AdversarialModule):
+    """Takes both gradients from one forward pass: the generator's loss uses the critic before its update.
+
+    So does the walk-through of MNIST with a DCGAN. With ``n_critic`` above one, the last critic step is the shared one.
+    """
+
+    compilable = False
+
+    def alternate(self, batches: Batch, generator_optimizer: Any, critic_optimizer: Any) -> None:
+        *before, real = batches.split()
+        for earlier in before:
+            self.critic_step(earlier, self.critic_latents(earlier.images), critic_optimizer)
+        fake = self.fake(self.critic_latents(real.images), real.labels)
+        critic = self.scorer(real.labels)
+        real_scores, fake_scores = critic(real.images), critic(fake)
+        active = self.loss.active(self.critic_step_count)
+        critic_loss, record = self.critic_loss(active, real, fake, real_scores, fake_scores)
+        generator_loss = self.generator_loss(real, fake, fake_scores, real_scores.detach())
+        generator_gradient = self.gradient("generator", generator_loss, retain_graph=True)
+        critic_gradient = self.gradient("critic", critic_loss)
+        loss = (generator_loss.detach(),)
+        self.window.generator += self.update("generator", generator_optimizer, generator_gradient, loss)
+        self.window.critic.append(self.update("critic", critic_optimizer, critic_gradient, record))
+        self.after_critic_step()
+
+
+class ReusedLatents(AdversarialModule):
+    """Shows the generator step the latents of the critic step before it, as the MLP walk-through of MNIST does."""
+
+    def generator_latents(self, last: Tensor) -> Tensor:
+        return last
+
+
+class FixedGenerator(ReusedLatents):
+    """Trains the critic alone, against real samples plus unit Gaussian noise (WGAN-GP, arXiv 1704.00028, figure 1a).
+
+    The generator of the model is put aside: its place is taken by the identity, and "latents" are noisy samples.
+    """
+
+    trains_generator = False
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts | {"generator": nn.Identity(), "averaging": None})
+
+    def configure_optimizers(self) -> Any:
+        idle = torch.optim.SGD([nn.Parameter(torch.zeros(0))])  # counts the steps
+        return self.with_schedules(
+            {"generator": idle, "critic": self.loss.optimizer["critic"](self.critic.parameters())}
+        )
+
+    def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
+        noise = torch.randn(n, *self.shape, **options)
+        if self._trainer is None:
+            return noise
+        # not the first half of the fixed samples: an evaluation compares with these
+        real = self.trainer.train_dataloader.fixed_samples(2 * n)  # type: ignore[union-attr]
+        rows = (torch.arange(n, device=self.device) + len(real) // 2) % len(real)
+        return noise + self.scaled(real[rows])
+
+    def critic_latents(self, real: Tensor) -> Tensor:
+        shape = (len(real) * parallel.world_size(), *real.shape[1:])
+        return real + parallel.shard(torch.randn(shape, device=real.device, dtype=real.dtype))
+
+    def generator_step(self, real: Batch, latents: Tensor, optimizer: Any) -> None:
+        with torch.no_grad():
+            self.window.generator.append(self.generator_loss(real, latents, self.scorer(real.labels)(latents)))
+        optimizer.step()

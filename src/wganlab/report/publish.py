@@ -1,0 +1,69 @@
+"""Pieces of a report for READMEs and papers, and the pages of Markdown that show them."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from wganlab.config import folder_name
+from wganlab.files import write_text
+from wganlab.report import figures, networks, tuning
+from wganlab.report.compare import arms, results
+from wganlab.report.tables import latex_table, markdown_table
+from wganlab.runs import Run
+from wganlab.schema import ConfigError
+
+
+def export(runs: Sequence[Run], folder: Path, *, samples_at_epochs: Sequence[int] = ()) -> None:
+    """Write table.md and table.tex, samples.png (last grids side by side) and each curve as SVG.
+
+    With ``samples_at_epochs``, also epochs_ARM.png of each run: its samples after so many epochs. Where hyperparameters
+    were tuned, also tuning.svg and tuning.md.
+    """
+    names = arms(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", markdown_table(results(runs)))
+    write_text(folder / "table.tex", latex_table(results(runs)))
+    grids = {name: list(run.samples.values())[-1] for run, name in zip(runs, names, strict=True) if run.samples}
+    if grids:
+        networks.side_by_side(grids).savefig(folder / "samples.png", dpi=100)
+    for run, name in zip(runs, names, strict=True) if samples_at_epochs else ():
+        drawn = networks.samples_by_epoch(run, samples_at_epochs)
+        if drawn is not None:
+            drawn.savefig(folder / f"epochs_{folder_name(name)}.png", dpi=100)
+    for metric, curve in figures.curves(runs, names).items():
+        name = re.sub(r"[^\w.-]", "_", metric)
+        write_text(folder / f"{name}.svg", figures.svg(curve))
+    tuned = tuning.figure(runs)
+    if tuned is not None:
+        write_text(folder / "tuning.svg", figures.svg(tuned))
+        write_text(folder / "tuning.md", tuning.table(runs))
+
+
+def publish_page(page: Path, pieces: Path) -> list[Path]:
+    """Refresh what a page of Markdown shows with the pieces in a folder; returns the files that were written.
+
+    These are the files beside the page that it links to, and the table between the page's lines ``<!-- table -->`` and
+    ``<!-- end of table -->``. Raises ConfigError where there is no such page.
+    """
+    if not page.is_file():
+        raise ConfigError(str(page), ": no such page; give a file of Markdown")
+    written = []
+    for name in dict.fromkeys(re.findall(r"\]\(([^()/\s]+)\)", page.read_text(encoding="utf-8"))):
+        if (pieces / name).is_file():
+            shutil.copyfile(pieces / name, page.parent / name)
+            written.append(page.parent / name)
+    if fill(page, "table", (pieces / "table.md").read_text(encoding="utf-8")):
+        written.append(page)
+    return written
+
+
+def fill(page: Path, section: str, text: str) -> bool:
+    """Replace the lines between ``<!-- SECTION -->`` and ``<!-- end of SECTION -->``; False for a page without them."""
+    begin, end = f"<!-- {section} -->\n", f"<!-- end of {section} -->"
+    before, opened, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        return False
+    write_text(page, before + begin + text + end + after)
+    return True

@@ -1,0 +1,115 @@
+"""Tables of results: which columns they have, and the same cells in Markdown and LaTeX."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from wganlab.metrics import METRICS, Metric
+from wganlab.report.compare import by_arm, by_protocol
+
+
+class Column(NamedTuple):
+    """A column of a table of results."""
+
+    key: str  # of the records
+    heading: str
+    format: str
+    meaning: str
+
+
+class Table(NamedTuple):
+    """A table as text: the names of its columns and its cells."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+#: Columns that are no metrics.
+BUDGET = (
+    Column("images_per_second", "images/s", ",.0f", "real images seen by the critic per second"),
+    Column("seconds", "time (s)", ".1f", "wall time of training, evaluation included"),
+    Column("steps", "steps", ".0f", "generator steps"),
+    Column("epochs", "epochs", ".1f", "passes of the critic over the data set"),
+)
+
+
+def columns_of_metric(name: str, metric: Metric) -> list[Column]:
+    """The last value of a metric; of losses and headlines also the best; of headlines also the gap between the two."""
+    short, form, meaning = metric.short_title, metric.format, metric.meaning
+    columns = [Column(f"final/{name}", short, form, f"{meaning}; after the last step")]
+    if metric.direction and (metric.headline or metric.protocol is None):
+        best = {"lower": "lowest", "higher": "highest"}[metric.direction]
+        columns.append(Column(f"best/{name}", f"{best} {short}", form, f"{meaning}; {best} value during the run"))
+    if metric.headline:
+        columns.append(Column(f"gap/{name}", f"{short} last − best", form, "collapse since the best value"))
+    return columns
+
+
+#: Every column that a table may have: scores first.
+COLUMNS = [
+    *(
+        column
+        for name, metric in sorted(METRICS.items(), key=lambda item: item[1].protocol is None)
+        if metric.short_title
+        for column in columns_of_metric(name, metric)
+    ),
+    *BUDGET,
+]
+
+
+def columns_of(records: Sequence[dict[str, Any]]) -> list[Column]:
+    """The columns for which any of the records has a value."""
+    return [column for column in COLUMNS if any(record.get(column.key) is not None for record in records)]
+
+
+def cell(value: float | tuple[float, float, float] | None, form: str) -> str:
+    """A number as the tables show it; of (mean, low, high) the mean ± half the interval."""
+    if isinstance(value, tuple):
+        mean, low, high = value
+        return format(mean, form) + (f" ± {format((high - low) / 2, form)}" if high > low else "")
+    return "–" if value is None else format(value, form)
+
+
+def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
+    """A table per protocol, with a row per run, or per arm where arms have several runs."""
+    found = []
+    for members in by_protocol(records).values():
+        arms = by_arm(members)
+        several = len(arms) < len(members)
+        rows, counted = (arms, "runs") if several else (members, "seed")
+        shown = columns_of(rows)
+        head = ["arm", counted, *(column.heading for column in shown)]
+        cells = [[cell(row.get(column.key), column.format) for column in shown] for row in rows]
+        leading = [[str(row["arm"]), str(row[counted])] for row in rows]
+        found.append(Table(head, [left + right for left, right in zip(leading, cells, strict=True)]))
+    return found
+
+
+def markdown_table(records: Sequence[dict[str, Any]]) -> str:
+    """:func:`tables` in Markdown."""
+    return "\n".join(map(markdown, tables(records)))
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, numbers to the right."""
+    rule = "|---|" + "---:|" * (len(table.head) - 1)
+    escaped = [[text.replace("|", "\\|") for text in row] for row in (table.head, *table.rows)]
+    head, *rows = [f"| {' | '.join(row)} |" for row in escaped]
+    return "\n".join([head, rule, *rows]) + "\n"
+
+
+def latex_table(records: Sequence[dict[str, Any]]) -> str:
+    """:func:`tables` as LaTeX tabulars, for booktabs."""
+    text = []
+    for table in tables(records):
+        head, *rows = [" & ".join(map(latex, row)) + " \\\\" for row in (table.head, *table.rows)]
+        begin = f"\\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}"
+        text.append("\n".join([begin, "\\toprule", head, "\\midrule", *rows, "\\bottomrule", "\\end{tabular}", ""]))
+    return "\n".join(text)
+
+
+def latex(text: str) -> str:
+    """Plain text with what LaTeX takes for commands escaped."""
+    special = {"\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "$": "\\$", "~": "\\textasciitilde{}"}
+    special |= {"^": "\\textasciicircum{}", "_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#"}
+    special |= {"±": "$\\pm$", "−": "$-$", "–": "--"}
+    return "".join(special.get(character, character) for character in text)

@@ -1,0 +1,268 @@
+"""What is refused before anything runs: unknown keys, wrong values, and parts that do not fit together.
+
+Nothing here changes the process: no data are read, no folder is made, no setting of torch is touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor, nn
+
+from wganlab import environment
+from wganlab.accelerator import Precision, check_machine
+from wganlab.adversarial import AdversarialModule
+from wganlab.augmentation import Augmentation
+from wganlab.averaging import Averaging
+from wganlab.build import NO_LABELS, build_module, construct, naming
+from wganlab.callbacks.compilation import Compile
+from wganlab.config import compose_config, quote_paths, source_key, without_hydra
+from wganlab.contracts import Loss, MakeModule, Networks
+from wganlab.data import Source, size
+from wganlab.parallel import BATCH_NORMS
+from wganlab.schema import (
+    ConfigError,
+    Factory,
+    check_call,
+    factory_arguments,
+    group_class,
+    is_node,
+    item_hint,
+    locate,
+    parameters,
+)
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class MakeTrainer(Factory, Protocol):
+    """What fills ``accelerator``."""
+
+    def __call__(self, *, max_steps: int, folder: str, callbacks: list[Callback], logger: Any) -> Trainer: ...
+
+
+class MakeLogger(Factory, Protocol):
+    """What fills ``logger``."""
+
+    def __call__(self, *, save_dir: str) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The keys of ``wganlab train`` and what they may be; their values stand in conf/train.yaml."""
+
+    dataset: Mapping[str, Any]
+    model: Networks
+    loss: Loss
+    training: MakeModule
+    accelerator: MakeTrainer
+    logger: MakeLogger | None
+    callbacks: Mapping[str, Callback | None]
+    extractor: Mapping[str, Any] | None
+    averaging: Averaging | None
+    augmentation: Augmentation | None
+    seed: Seed
+    steps: PositiveInt
+    images: PositiveInt | None
+    batch_size: PositiveInt
+    hold_out: NonNegativeInt
+    log_every: PositiveInt
+    precision: Precision
+    compile: Compile
+
+
+def validate(config: DictConfig, *, here: bool = True) -> None:
+    """Refuse a composed config that cannot run: raises ConfigError. A bug in a part of the user's keeps its traceback.
+
+    Parameters that the config leaves out are written into it with their constructors' defaults, so that a run's folder
+    says all. Unless it is to run ``here``, nothing is asked of this machine.
+    """
+    complete(config)
+    check_optimizers(config)
+    source = construct(config, "dataset")
+    check_size(config, source)
+    with naming(config, "accelerator"):
+        devices = environment.devices(config.accelerator.devices)
+    if config.batch_size % devices:
+        allowed = f"must be a multiple of the {devices} devices that share it"
+        raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
+    if here:
+        with naming(config, "accelerator"):
+            check_machine(config.accelerator.accelerator, config.accelerator.precision, config.accelerator.devices)
+    if config.extractor:
+        construct(config, "extractor")  # before the callback that is given it, to name the right key
+    for name in config.callbacks:
+        callback = construct(config, f"callbacks.{name}")
+        if not isinstance(callback, Callback | None):
+            raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
+    check_networks(config, source, devices)
+
+
+def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a command on a trained run: conf/<its name>.yaml with overrides, checked against its signature.
+
+    Raises ConfigError where one is missing or wrong.
+    """
+    name = command.__name__
+    config = compose_config(name, quote_paths(overrides))
+    if OmegaConf.is_missing(config, "run"):
+        raise ConfigError("run", f": is missing; give a run folder, as in wganlab {name} run=PATH")
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    changes = check_call(command, plain, "")
+    return plain | {key: value for key, value in changes.items() if key in plain}
+
+
+def complete(config: DictConfig) -> None:
+    """Check all values of a config against the signatures, and write what follows from these into it."""
+    try:
+        plain: dict[str, Any] = OmegaConf.to_container(without_hydra(config), resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError("", " ".join(str(error).split())) from error
+    raw = OmegaConf.to_container(without_hydra(config), resolve=False)
+    try:
+        changes = check_call(RunConfig, plain, "")
+    except ConfigError as error:
+        raise ConfigError(source_key(raw, error.key), error.message) from None
+    with open_dict(config):
+        for key, value in changes.items():
+            if is_written(raw, key.rpartition(".")[0]):
+                OmegaConf.update(config, source_key(raw, key), value, force_add=True)
+
+
+def is_written(raw: Any, key: str) -> bool:
+    """Whether a node stands in an unresolved config itself, not behind an interpolation."""
+    for part in filter(None, key.split(".")):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return isinstance(raw, dict)
+
+
+def parameters_at(config: DictConfig, key: str) -> set[str]:
+    """The keys that may stand at a node of a config: the parameters of what it constructs; none if that is unknown."""
+    target: Any = RunConfig
+    hint, node = Any, config
+    try:
+        for part in filter(None, key.split(".")):
+            known = parameters(target) if target else {}
+            hint = known[part].hint if part in known else item_hint(hint)
+            node = node[part]
+            target = locate(node["_target_"]) if "_target_" in node else group_class(hint)
+        return set(parameters(target)) - set(factory_arguments(hint)) if target else set()
+    except (Exception, SystemExit):  # an import runs whatever code the module holds; the check says what is wrong
+        return set()
+
+
+def check_optimizers(config: DictConfig) -> None:
+    """In ``loss.optimizer``, what stands beside the two optimizers is there to be shared by them, and is."""
+    node: dict[str, Any] = OmegaConf.to_container(config.loss.optimizer, resolve=False)  # type: ignore[assignment]
+    shared: set[str] = set()
+    for name in ("generator", "critic"):
+        if not is_node(node.get(name)):
+            raise ConfigError(f"loss.optimizer.{name}", f"={node.get(name)}: must be a node with _target_")
+        shared |= {str(value)[4:-1] for value in node[name].values() if str(value).startswith("${..")}
+    shared |= node["generator"].keys() & node["critic"].keys()  # both may have been given values of their own
+    for key in node.keys() - shared - {"generator", "critic"}:
+        allowed = ", ".join([*sorted(key for key in shared if key[0] != "_" and key in node), "generator", "critic"])
+        raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
+
+
+def check_size(config: DictConfig, source: Source) -> None:
+    """A batch must fit into the samples that are trained on."""
+    with naming(config, "dataset"):
+        length, _ = size(source), tuple(source.shape)
+    if length is None and config.hold_out:
+        raise ConfigError("hold_out", f"={config.hold_out}: the data set is endless: all that it draws is fresh")
+    if length is not None and config.batch_size > length - config.hold_out:
+        what = "data set" if not config.hold_out else f"data set less hold_out={config.hold_out}"
+        allowed = f"must be at most the {max(0, length - config.hold_out)} samples of the {what}"
+        raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
+
+
+def check_networks(config: DictConfig, source: Source, devices: int) -> None:
+    """Try networks and losses on tensors without storage, of the batch of one device: shapes must fit."""
+    n = config.batch_size if config.accelerator.sync_batchnorm else config.batch_size // devices
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        module = build_module(config, source)
+        labels = check_labels(module, source, n)
+        try:
+            scores = check_shapes(module, config, source, n, labels)
+        except ValueError as error:
+            if n == 1 and has_batch_norm(module):
+                raise too_small_for_batch_norm(config.batch_size, devices) from error
+            raise
+        if scores is not None:
+            check_losses(module, config, scores)
+
+
+def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:
+    """Labels without storage for networks that take them, else None. Raises ConfigError for data known to lack them."""
+    if not any(module.conditional.values()):
+        return None
+    with torch.device("cpu"):
+        if hasattr(source, "draw") and source.draw(1, torch.Generator().manual_seed(0))[1] is None:
+            raise ConfigError("model", NO_LABELS)
+    return torch.zeros(n, dtype=torch.long, device="meta")
+
+
+def check_shapes(
+    module: AdversarialModule, config: DictConfig, source: Source, n: int, labels: Tensor | None
+) -> Tensor | None:
+    """Scores of the critic at n samples; None for networks that look at values, which these tensors lack."""
+    try:
+        with naming(config, "model.generator"):
+            fake = module.fake(module.latents(n).to("meta"), labels)
+        if fake.shape[1:] != tuple(source.shape):
+            found, wanted = ("x".join(map(str, shape)) for shape in (fake.shape[1:], source.shape))
+            raise ConfigError("model.generator", f": makes samples of {found}, the data set has {wanted}")
+        with naming(config, "model.critic"):
+            scores = module.scorer(labels)(fake)
+    except Exception as error:
+        if needs_values(error):
+            return None
+        raise
+    if scores.shape != (n,):
+        raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
+    return scores
+
+
+def too_small_for_batch_norm(batch_size: int, devices: int) -> ConfigError:
+    """Batch norm takes its statistics over the images of one device, unless it is synchronised."""
+    if devices == 1:
+        return ConfigError("batch_size", f"={batch_size}: batch norm needs two images; must be at least 2")
+    message = f"leaves one image to each of the {devices} devices, and batch norm needs two; "
+    allowed = f"must be at least {2 * devices}, or accelerator.sync_batchnorm=true"
+    return ConfigError("batch_size", f"={batch_size}: {message}{allowed}")
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a layer takes statistics over a batch."""
+    return any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether code has failed only because a tensor without storage has no values to look at."""
+    return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
+
+
+def check_losses(module: AdversarialModule, config: DictConfig, scores: Tensor) -> None:
+    """The objective must keep its contract, and give scalars."""
+    objective = module.loss.objective
+    for name in ("critic_loss", "generator_loss"):
+        if not callable(getattr(objective, name, None)):
+            raise ConfigError("loss.objective", f": has no method {name}")
+    if module.loss.feature_matching and not hasattr(module.critic, "features"):
+        raise ConfigError("loss.feature_matching", ": the critic of this model has no features")
+    of_generator = (scores, scores) if getattr(objective, "relativistic", False) else (scores,)
+    try:
+        with naming(config, "loss.objective"):
+            losses = objective.critic_loss(scores, scores), objective.generator_loss(*of_generator)
+    except Exception as error:
+        if needs_values(error):
+            return
+        raise
+    if any(not isinstance(loss, Tensor) or loss.dim() for loss in losses):
+        raise ConfigError("loss.objective", ": must give scalar tensors")
