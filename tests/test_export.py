@@ -46,7 +46,9 @@ RUNS = {
     "resnet": choose("digits", "resnet", model=small(n_blocks=2), dataset={"size": 8}),
     "upsample_dcgan": choose("digits", "upsample_dcgan", model=small(), dataset={"size": 8}),
     "toy_mlp": choose("gaussians8", "toy_mlp", model=DENSE),
-    "drawn": choose("digits", "random_architecture", model={"generator": {"width": 0.1, "number": 6}}, dataset={"size": 32}),
+    "drawn": choose(
+        "digits", "random_architecture", model={"generator": {"width": 0.1, "number": 6}}, dataset={"size": 32}
+    ),
     "double": choose("digits", "mlp", model=DENSE | {"latent": "uniform"}, dataset={"size": 8}, precision="64-true"),
 }
 #: Of a user, in the place of the mlp's: with wganlab's dropout and torch's, random, not traceable, coupled to a size.
