@@ -79,7 +79,7 @@ def test_folders_are_not_overwritten(tmp_path: Path) -> None:
     command = ["train", *TINY, "steps=1", "logger=csv", "hydra.run.dir=mine"]
     assert wganlab(*command, cwd=tmp_path).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
-    again = wganlab(*command, cwd=tmp_path)
+    again = in_process(*command, cwd=tmp_path)
     assert again.returncode == 2
     assert "hydra.run.dir=mine: already holds a run; continue it with run=mine" in again.stderr
     assert before == {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
@@ -115,7 +115,7 @@ def test_what_only_reading_the_data_shows_is_refused_in_one_line_too(tmp_path: P
         (["dataset.max_broken=0", "batch_size=4"], "dataset.root=pictures: 1 of 5 files cannot be decoded"),
         (["batch_size=5"], "batch_size=5: must be at most the number of samples, 4"),
     ):
-        done = wganlab(*command, *extra, f"hydra.run.dir={expected[0]}", cwd=tmp_path)
+        done = in_process(*command, *extra, f"hydra.run.dir={expected[0]}", cwd=tmp_path)
         assert done.returncode == 2
         assert expected in done.stderr
         assert len(done.stderr.splitlines()) == 1

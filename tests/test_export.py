@@ -275,7 +275,7 @@ def test_the_card(runs: Path, tmp_path: Path) -> None:
         "mlp.Generator(hidden=[8, 16], norm=batch",
         "| loss | wgan_gp |",
         "`objectives.Wasserstein()`",
-        "`regularizers.GradientPenalty(weight=10.0)",
+        "`regularizers.GradientPenalty(weight=10.0, target=1.0, norm_over=image",
         "| critic steps per generator step | 5 |",
         "optimizer of the critic | `optim.Adam(lr=0.0001, betas=[0.0, 0.9]",
         "| batch size | 16 |",

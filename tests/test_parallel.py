@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import TINY, config, wganlab, without_account
+from tests.conftest import TINY, config, in_process, wganlab, without_account
 from wganlab import environment, parallel
 from wganlab.adversarial import sample_latents
 from wganlab.build import build_module, construct
@@ -182,7 +182,7 @@ def test_torchrun_starts_the_jobs_of_a_sweep_one_after_the_other_on_two_ranks(on
     stdout, stderr = run.communicate(timeout=300)
     assert run.returncode == 0, stderr
     assert stdout.count("completed 12 generator steps") == 2  # said once
-    assert {path.name for path in (on_two / "by-torchrun").iterdir()} == {"loss=gan", "loss=wgan_gp", "multirun.yaml"}
+    assert {path.name for path in (on_two / "by-torchrun").iterdir()} == {"loss=gan", "loss=wgan_gp", "sweep.json"}
     for loss in ("gan", "wgan_gp"):
         ours, torchs = on_two / "two" / f"loss={loss}", on_two / "by-torchrun" / f"loss={loss}"
         assert difference(ours, torchs) < 1e-9
@@ -335,7 +335,7 @@ def test_another_number_of_ranks_is_said_to_be_inexact(on_two: Path) -> None:
     ],
 )
 def test_what_cannot_be_shared_is_refused_in_one_line(overrides: list[str], line: str, tmp_path: Path) -> None:
-    done = wganlab("train", *DDP, "dataset=digits", "hydra.run.dir=out", *overrides, cwd=tmp_path)
+    done = in_process("train", *DDP, "dataset=digits", "hydra.run.dir=out", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"wganlab: {line}")
     assert len(done.stderr.splitlines()) == 1

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from tests.conftest import config, wganlab
+from tests.conftest import config, in_process, wganlab
 from wganlab.build import build_module, construct
 from wganlab.data.stream import EndlessStream
 from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, Points, SwissRoll
@@ -153,7 +153,7 @@ def test_a_trained_toy_can_be_sampled(tmp_path: Path) -> None:
     command = ["dataset=gaussians8", "model=toy_mlp", "steps=2", "batch_size=8", "logger=csv", "hydra.run.dir=run"]
     few = ["callbacks.evaluation.n=8", "callbacks.samples.n=8"]
     assert wganlab("train", *command, *few, cwd=tmp_path).returncode == 0
-    done = wganlab("sample", "run=run", "n=20", "output=made", cwd=tmp_path)
+    done = in_process("sample", "run=run", "n=20", "output=made", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
         "interpolation.png", "points.csv", "samples.png",
