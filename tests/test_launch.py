@@ -74,7 +74,7 @@ class Racer:
 
 
 def test_of_two_runs_that_are_launched_into_one_folder_one_is_made_and_is_whole(tmp_path: Path) -> None:
-    """Twenty times, up to a fifth of a second apart: the folder is that of one run, and the other ends with one line."""
+    """Twenty times, up to 0.2 s apart: the folder is that of one run, and the other ends with one line."""
     arms = {11: "wgan_clip", 22: "wgan_gp"}
     racers = {seed: Racer(tmp_path) for seed in arms}
     for attempt in range(20):
