@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.isolation import isolated
 from wganlab.cli import main
-from wganlab.config import compose_config, composer, parse, split_sweep, without_hydra
+from wganlab.config import composer, parse, split_sweep, without_hydra
 from wganlab.launch import plan_run, plan_sweep
 from wganlab.validate import parameters_at
 
@@ -110,7 +110,8 @@ def without_account(cwd: Path) -> dict[str, str]:
 
 def config(*overrides: str) -> DictConfig:
     """A composed training config."""
-    return compose_config("train", overrides)
+    with composer("train", parameters_at=parameters_at) as hydra:
+        return without_hydra(hydra.compose(overrides))
 
 
 def composed(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:

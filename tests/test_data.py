@@ -17,6 +17,7 @@ from wganlab.data.digits import Digits
 from wganlab.data.images import ImageFolder
 from wganlab.data.mnist import FILES, IMAGES, MNIST
 from wganlab.data.stream import BatchStream, to_unit_range
+from wganlab.schema import InvalidValueError
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_mnist_reads_the_original_format(tiny_mnist: Path) -> None:
 
 
 def test_mnist_missing_says_which_files_and_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="root=") as error:
+    with pytest.raises(InvalidValueError, match="root=") as error:
         MNIST(root=str(tmp_path / "nowhere"))
     assert all(name in str(error.value) for name in FILES)
     assert "download=true" in str(error.value)
@@ -223,9 +224,9 @@ def test_broken_images_are_named_and_skipped_up_to_a_limit(pictures: Path, capsy
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"root=.*no such folder"):
+    with pytest.raises(InvalidValueError, match=r"root=.*no such folder"):
         ImageFolder(root=str(tmp_path / "nowhere"), size=8)
-    with pytest.raises(FileNotFoundError, match=r"root=.*holds no images"):
+    with pytest.raises(InvalidValueError, match=r"root=.*holds no images"):
         ImageFolder(root=str(tmp_path), size=8)
     (tmp_path / "only.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1 of 1 files cannot be decoded"):
@@ -282,7 +283,7 @@ def test_cifar_refusals(tiny_cifar: Path, tmp_path: Path) -> None:
     for wrong in ("unicorn", 10, -1):
         with pytest.raises(ValueError, match=f"classes={wrong}: no such class; allowed are 0 airplane"):
             cifar.CIFAR10(root=str(tiny_cifar), classes=[wrong])
-    with pytest.raises(FileNotFoundError, match=r"root=.*cifar-10-python\.tar\.gz.*download=true"):
+    with pytest.raises(InvalidValueError, match=r"root=.*cifar-10-python\.tar\.gz.*download=true"):
         cifar.CIFAR10(root=str(tmp_path / "nowhere"))
     (tiny_cifar / cifar.FOLDER / "data_batch_3").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"root=.*not whole, by its md5 sums"):

@@ -160,7 +160,7 @@ def test_a_run_stopped_from_the_notebook_goes_on(made: LoadedRun, tmp_path: Path
         ("loss=hinge", "loss=hinge: no such choice; allowed are gan, wgan_clip, wgan_gp"),
         (
             "loss.regularizer.gradient_penalty.weight=ten",
-            "weight=ten: must be a number",
+            "loss.regularizer.gradient_penalty.weight=ten: must be a number",
         ),
         ("steps", "steps: not an override of the form key=value"),
         ("hydra.run.dir=here", "hydra.run.dir=here: already holds a run"),

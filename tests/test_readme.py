@@ -49,6 +49,7 @@ STUDIES = [
     for line in text.splitlines()
     if line.strip().startswith("wganlab study") and not line.startswith(("wganlab study lr", "wganlab study --list"))
 ]
+STUDIES = [[argument for argument in command if argument != "--publish"] for command in STUDIES]
 STUDIES += [
     [name, *shlex.split(arguments)]
     for page in PAGES

@@ -33,6 +33,16 @@ def construct(config: DictConfig, key: str, **extra: Any) -> Any:
         return part(**extra) if extra else part
 
 
+def key_of(parameter: str, config: DictConfig, key: str) -> str | None:
+    """The key that sets a parameter of the part at a node: there, or above it, as model.latent_dim; None for none."""
+    parts = key.split(".") if key else []
+    for depth in range(len(parts), -1, -1):
+        node = OmegaConf.select(config, ".".join(parts[:depth])) if depth else config
+        if isinstance(node, DictConfig) and parameter in node:
+            return ".".join([*parts[:depth], parameter])
+    return None
+
+
 @contextmanager
 def naming(config: DictConfig, key: str) -> Iterator[None]:
     """Name the key of the part that is at work: a value that it refuses becomes a ConfigError; a bug gets a note."""
@@ -48,11 +58,9 @@ def naming(config: DictConfig, key: str) -> Iterator[None]:
             raise cause from None
         raw = OmegaConf.to_container(config, resolve=False)
         if isinstance(cause, InvalidValueError):
-            node = OmegaConf.select(config, key) if key else config
-            if cause.parameter not in node:  # given by wganlab, and no key
-                raise ConfigError(key, f": {cause}") from cause
-            set_at = source_key(raw, f"{key}.{cause.parameter}".lstrip("."))
-            raise ConfigError(set_at, f"={cause.value}: {cause.allowed}") from cause
+            if set_at := key_of(cause.parameter, config, key):
+                raise ConfigError(source_key(raw, set_at), f"={cause.value}: {cause.allowed}") from cause
+            raise ConfigError(key, f": {cause}") from cause
         if not any(note.startswith(RAISED_BY) for note in getattr(cause, "__notes__", ())):
             target = OmegaConf.select(config, f"{key}._target_") if key else None
             cause.add_note(f"{RAISED_BY}{key}" + (f" ({target})" if target else ""))

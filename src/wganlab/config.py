@@ -109,7 +109,7 @@ class Composer:
         A key that no YAML shows may be given as if it were there, where the constructor has a parameter of that name.
         Raises ConfigError, in one line, for whatever Hydra refuses.
         """
-        given = [f"+{text}" if text.partition("=")[0] in self.parameters else text for text in overrides]
+        given = [f"++{text}" if text.partition("=")[0] in self.parameters else text for text in overrides]
         try:
             if master is None:
                 config = compose(self.name, [*self.search_path, *given], return_hydra_config=True)
