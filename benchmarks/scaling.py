@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import RESULTS, machine
-from wganlab.config import compose_config, without_hydra
 from wganlab.training import commit, fit
+from wganlab.validate import training_config
 
 
 class Noise:
@@ -42,7 +42,7 @@ def train(steps: int, *overrides: str) -> dict[str, Any]:
     """The summary of ``wganlab train`` without observers."""
     arguments = ["callbacks=none", "logger=csv", "log_every=2", f"steps={steps}", *overrides]
     with tempfile.TemporaryDirectory() as folder:
-        return fit(without_hydra(compose_config("train", arguments)), Path(folder))
+        return fit(training_config(arguments), Path(folder))
 
 
 def curve(of: Callable[[int], Sequence[str]], values: Sequence[int], *, seconds: float = 3.0) -> dict[int, float]:
@@ -74,7 +74,7 @@ def peak_memory(n: int) -> float:
 def report_peak(arguments: str) -> None:
     """Train, and print the peak of resident memory in MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        fit(without_hydra(compose_config("train", json.loads(arguments))), Path(folder))
+        fit(training_config(json.loads(arguments)), Path(folder))
     # not getrusage: a new process inherits the peak of the one that started it
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(int(peak[1]) / 1024 if peak else "nan")

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from sklearn.datasets import load_digits
 from torchvision.transforms.functional import resize, to_pil_image
 
-from wganlab.config import compose_config, without_hydra
+from wganlab.validate import training_config
 
 LOSSES = ("gan", "wgan_clip", "wgan_gp")
 
@@ -28,7 +28,7 @@ class Workload:
 
     def config(self, loss: str, data: Path) -> DictConfig:
         """The composed config of ``wganlab train``."""
-        return without_hydra(compose_config("train", self.arguments(loss, data)))
+        return training_config(self.arguments(loss, data))
 
 
 WORKLOADS = {

@@ -17,7 +17,7 @@ from tests.isolation import isolated
 from wganlab.cli import main
 from wganlab.config import composer, parse, split_sweep, without_hydra
 from wganlab.launch import plan_run, plan_sweep
-from wganlab.validate import parameters_at
+from wganlab.validate import parameters_at, training_config
 
 #: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.
 NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
@@ -110,8 +110,7 @@ def without_account(cwd: Path) -> dict[str, str]:
 
 def config(*overrides: str) -> DictConfig:
     """A composed training config."""
-    with composer("train", parameters_at=parameters_at) as hydra:
-        return without_hydra(hydra.compose(overrides))
+    return training_config(overrides)
 
 
 def composed(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:

@@ -189,7 +189,7 @@ def test_torchrun_starts_the_jobs_of_a_sweep_one_after_the_other_on_two_ranks(on
         assert {path.name for path in ours.rglob("*")} == {path.name for path in torchs.rglob("*")}
         assert Run(torchs).summary["ranks"] == 2
     # what rank zero refuses is said once, by it, and ends both
-    run = begin("loss=gan", "hydra.run.dir=by-torchrun/loss=gan", cwd=on_two, by=TORCHRUN)
+    run = begin("loss=gan", "hydra.run.dir='by-torchrun/loss=gan'", cwd=on_two, by=TORCHRUN)
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 1  # torchrun's
     (line,) = [line for line in stderr.splitlines() if line.startswith("wganlab:")]

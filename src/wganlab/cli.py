@@ -192,7 +192,8 @@ def main() -> None:
     try:
         with joined():
             code = command(arguments[1:])
-        sys.exit(code)
+        if code:
+            sys.exit(code)
     except KeyboardInterrupt as error:
         sys.exit(error.args[0] if error.args else 130)
     except Exception as error:

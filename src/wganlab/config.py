@@ -109,6 +109,7 @@ class Composer:
         A key that no YAML shows may be given as if it were there, where the constructor has a parameter of that name.
         Raises ConfigError, in one line, for whatever Hydra refuses.
         """
+        prefer_own_choices()  # again in a launcher's worker, where Hydra has imported its plugins anew
         given = [f"++{text}" if text.partition("=")[0] in self.parameters else text for text in overrides]
         try:
             if master is None:
@@ -134,8 +135,9 @@ class Composer:
         return HydraContext(config_loader=loader or self.loader, callbacks=Callbacks(config))
 
     def _without(self, key: str, overrides: Sequence[str], master: DictConfig | None) -> DictConfig:
-        """What the other overrides compose to; where they have mistakes of their own, the config without any."""
+        """What the other overrides compose to, before any deletes its node; the config without any where they fail."""
         others = [text for text in overrides if text.lstrip("+").partition("=")[0] != key]
+        others = [text for text in others if not (text.startswith("~") and key.startswith(text[1:]))]
         try:
             return without_hydra(self.compose(others, master))
         except ConfigError:
@@ -172,7 +174,6 @@ def composer(
     import_plugins()
     groups = ConfigStore.instance().repo["hydra"]
     defaults = {group: dict(choices) for group, choices in groups.items() if isinstance(choices, dict)}
-    prefer_own_choices()
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=name):

@@ -21,7 +21,7 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
 from wganlab.build import NO_LABELS, build_module, construct, naming
 from wganlab.callbacks.compilation import Compile
-from wganlab.config import compose_config, quote_paths, source_key, without_hydra
+from wganlab.config import compose_config, composer, quote_paths, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
 from wganlab.parallel import BATCH_NORMS
@@ -101,6 +101,12 @@ def validate(config: DictConfig, *, here: bool = True) -> None:
         if not isinstance(callback, Callback | None):
             raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
     check_networks(config, source, devices)
+
+
+def training_config(overrides: Sequence[str]) -> DictConfig:
+    """conf/train.yaml with overrides, not checked yet; parameters that no YAML shows may be among them."""
+    with composer("train", parameters_at=parameters_at) as hydra:
+        return without_hydra(hydra.compose(overrides))
 
 
 def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> dict[str, Any]:
