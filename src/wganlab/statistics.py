@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # Student's t as scipy.stats computes it, whose import takes a second
 
 #: Rate at which a study may be wrong about any of its claims.
 ALPHA = 0.05
@@ -22,7 +22,7 @@ def interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tuple[floa
     mean = fmean(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan, math.nan
-    half = student.ppf((1 + level) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
@@ -35,7 +35,7 @@ def exceeds(values: Sequence[float], bound: float) -> float:
     mean, spread = fmean(values), stdev(values)
     if spread <= 1e-12 * abs(mean):
         return 0.5 ** len(values) if mean > bound else 1.0
-    return float(student.sf((mean - bound) / spread * math.sqrt(len(values)), len(values) - 1))
+    return float(stdtr(len(values) - 1, (bound - mean) / spread * math.sqrt(len(values))))
 
 
 def between(values: Sequence[float], low: float, high: float) -> tuple[bool, float]:
@@ -69,7 +69,7 @@ def seeds_needed(values: Sequence[float], low: float, high: float, *, alpha: flo
         return None
     mean, spread = fmean(values), stdev(values)
     for n in range(2, MOST_SEEDS + 1):
-        half = student.isf(alpha / 2, n - 1) * spread / math.sqrt(n)
+        half = -float(stdtrit(n - 1, alpha / 2)) * spread / math.sqrt(n)
         decided = (low + half < mean < high - half) or mean + half < low or mean - half > high
         if decided if spread else 2 * 0.5**n < alpha:
             return n

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from scipy.stats import spearmanr
 
 from wganlab.metrics import metric_of
 from wganlab.report.compare import setting
@@ -108,7 +107,11 @@ class Claim:
         rows = [row for row in run.rows if self.metric in row]
         if self.tracks:
             pairs = [(row[self.metric], row[self.tracks]) for row in rows if self.tracks in row]
-            return float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else None
+            if len(pairs) < 3:
+                return None
+            from scipy.stats import spearmanr  # takes a second to import
+
+            return float(spearmanr(*zip(*pairs, strict=True)).statistic)
         if not rows:
             return None
         if self.at == "mean":
