@@ -74,6 +74,7 @@ def test_jobs_that_share_cores_have_one_thread_each_unless_told_otherwise(tmp_pa
         assert find_runs([tmp_path / f"threads{threads}"])[0].summary["threads"] == threads
 
 
+@pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     arguments = [argument for argument in TINY if not argument.startswith(("steps", "callbacks.evaluation.every"))]
     sweep = ["hydra/launcher=submitit_local", "steps=1000", "callbacks.evaluation.every=1000", "hydra.sweep.dir=out"]

@@ -197,6 +197,7 @@ def test_torchrun_starts_the_jobs_of_a_sweep_one_after_the_other_on_two_ranks(on
     assert "exitcode  : 2" in stderr
 
 
+@pytest.mark.slow
 def test_torchrun_passes_a_signal_on_to_rank_zero(tmp_path: Path) -> None:
     arguments = ["loss=gan", "hydra.run.dir=out", "steps=100000", "callbacks.checkpoints.every=2"]
     run = begin(*arguments, cwd=tmp_path, by=TORCHRUN)
