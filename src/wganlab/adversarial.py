@@ -313,7 +313,7 @@ class AdversarialModule(LightningModule):
         for name in ("critic", "generator"):
             gradients = [p.grad for p in self.weights[name] if p.grad is not None]
             gradients = [gradient for gradient in gradients if gradient.dim() < 2] or gradients
-            norm = nn.utils.get_total_norm(gradients)
+            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm() if gradients else torch.zeros(())
             if not torch.isfinite(norm):
                 return f"the norm of the {name}'s gradient", norm.item(), 0
         return None
