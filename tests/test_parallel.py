@@ -162,6 +162,27 @@ def test_a_signal_that_comes_while_ranks_start_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_bug_on_rank_zero_keeps_its_traceback_and_a_run_that_diverges_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from pytorch_lightning import Callback\n"
+        "class Bug(Callback):\n"
+        "    def on_train_batch_end(self, *arguments):\n"
+        "        raise KeyError('a bug of mine')\n"
+    )
+    for arguments, last in (
+        (["+callbacks.bug._target_=mine.Bug"], "KeyError: 'a bug of mine'"),
+        (["loss.optimizer.lr=1e30", "precision=32-true"], "training has diverged"),
+    ):
+        done = wganlab("train", *EXACT, *DDP, "hydra.run.dir=out", *arguments, cwd=tmp_path)
+        assert done.returncode == 1
+        assert last in done.stderr
+        assert ("mine.py" in done.stderr) == ("Traceback" in done.stderr) == (arguments[0][0] == "+")
+        assert "ChildFailedError" not in done.stderr
+        assert Run(tmp_path / "out").status["state"] == "failed"
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_no_rank_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
     run = begin("loss=gan", "hydra.run.dir=out", "steps=100000", "callbacks.checkpoints.every=2", cwd=tmp_path)
     wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from wganlab.environment import place
-from wganlab.torchrun import defer_to_rank_zero, joined
+from wganlab.torchrun import joined
 
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
 
@@ -206,7 +206,6 @@ def report_error(error: Exception) -> int:
     Bad input and a failed run are one line; a bug in a part of the user's is a line that names its config key, and the
     traceback.
     """
-    defer_to_rank_zero()
     # by name: the classes live in modules that take long to import
     family, name = type(error).__module__.partition(".")[0], type(error).__name__
     where = next((note for note in getattr(error, "__notes__", ()) if note.startswith("raised by the config's")), None)

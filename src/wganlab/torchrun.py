@@ -67,8 +67,8 @@ def joined() -> Iterator[None]:
         ignore_signals()
         threading.Thread(target=_follow, args=(store, left), daemon=True).start()
     try:
-        with redirect_stdout(None) if here.rank else nullcontext():  # rank zero prints for all
-            yield
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere) if here.rank else nullcontext():
+            yield  # rank zero prints for all
         torch.distributed.all_reduce(torch.zeros(1))  # rank zero may hold the store: none leaves before all have done
     except BaseException as error:
         if here.rank == 0:
@@ -142,6 +142,8 @@ def launch(work: Callable[..., Any], *arguments: Any, devices: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # seconds in which rank zero may end its evaluation and save, before it is killed; torch allows 30
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     threads = max(1, torch.get_num_threads() // devices)
     with tempfile.TemporaryDirectory(prefix="wganlab-") as errors, _signals_raise(), _quiet():
         config = LaunchConfig(
@@ -260,6 +262,6 @@ def _raise_recorded(folder: str) -> None:
     found = {int(path.name): pickle.loads(path.read_bytes()) for path in Path(folder).glob("[0-9]*") if not path.suffix}
     for rank, error in sorted(found.items(), key=lambda item: (isinstance(item[1], ChildProcessError), item[0])):
         if rank == 0 or isinstance(error, ChildProcessError):
-            raise error
+            raise error from None  # not from the launcher's report
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ChildProcessError(f"rank {rank} failed ({text})") from error
