@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from wganlab import cli
 from wganlab.accelerator import keep_freed_memory
+from wganlab.data.stream import Batch
 
 
 def rate(loop: Iterator[int], seconds: float) -> float:
@@ -43,9 +44,9 @@ class Turns(Callback):
         self.matmul_precision = torch.get_float32_matmul_precision()
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: torch.Tensor, batch_idx: int
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: list[Batch], batch_idx: int
     ) -> None:
-        self.images += len(batch) * len(batch[0])
+        self.images += sum(len(part.images) for part in batch)
         took = time.perf_counter() - self.started
         if took < self.seconds:
             return

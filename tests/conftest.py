@@ -6,16 +6,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from tests.isolation import isolated
 from wganlab.cli import main
 from wganlab.config import composer, parse, split_sweep, without_hydra
+from wganlab.data.stream import Batch
 from wganlab.launch import plan_run, plan_sweep
 from wganlab.validate import parameters_at, training_config
 
@@ -33,6 +36,11 @@ TINY = [
     "callbacks.checkpoints.every=6",
     "callbacks.diagnostics.histograms_every=6",
 ]
+
+
+def images(stream: Iterable[list[Batch]]) -> list[Tensor]:
+    """The images of each generator step that is left of a stream, (critic steps * batch, *shape)."""
+    return [torch.cat([batch.images for batch in batches]) for batches in stream]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,8 +1,10 @@
 """The training loop: who updates when, on what, and in which unit of time."""
 
+import copy
 import dataclasses
+import functools
 import json
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import config
+from tests.conftest import config, images
 from wganlab.adversarial import AdversarialModule, sample_latents
 from wganlab.alternation import ReusedLatents, SharedPass
 from wganlab.build import build_loss, build_module, construct, generator_steps
@@ -126,8 +128,8 @@ def test_arms_share_initial_weights_and_the_order_of_images() -> None:
     assert not torch.equal(other["critic.features.1.weight"], states[0]["critic.features.1.weight"])
 
     data = torch.arange(50)[:, None]
-    one = torch.cat([b.images.flatten() for b in BatchStream(data, batch_size=4, n_critic=1, steps=40, seed=3)])
-    five = torch.cat([b.images.flatten() for b in BatchStream(data, batch_size=4, n_critic=5, steps=8, seed=3)])
+    one = torch.cat(images(BatchStream(data, batch_size=4, n_critic=1, steps=40, seed=3)))
+    five = torch.cat(images(BatchStream(data, batch_size=4, n_critic=5, steps=8, seed=3)))
     assert torch.equal(one, five)
 
 
@@ -155,7 +157,7 @@ def test_latents(distribution: str) -> None:
     assert distribution == "normal" or latents.abs().max() <= 1
 
 
-def fresh(kind: type[AdversarialModule], **changes: Any) -> AdversarialModule:
+def fresh(kind: Callable[..., AdversarialModule], **changes: Any) -> AdversarialModule:
     """A small pair with plain SGD of rate 0.1, always with the same weights."""
     torch.manual_seed(0)
     settings = config("loss=wgan_gp", "loss.n_critic=1")
@@ -163,7 +165,7 @@ def fresh(kind: type[AdversarialModule], **changes: Any) -> AdversarialModule:
         "generator": nn.Linear(3, 2),
         "critic": nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0)),
     }
-    sgd = dict.fromkeys(networks, partial(torch.optim.SGD, lr=0.1))
+    sgd = dict.fromkeys(networks, functools.partial(torch.optim.SGD, lr=0.1))
     loss = dataclasses.replace(build_loss(settings), optimizer=sgd, **changes)
     return kind(latent_dim=3, loss=loss, **networks)
 
@@ -173,7 +175,7 @@ def test_a_shared_pass_takes_both_gradients_before_either_update() -> None:
     real = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
     module, by_hand = fresh(SharedPass), fresh(SharedPass)
     torch.manual_seed(7)
-    module.alternate(Batch(real[None]), *module.configure_optimizers())
+    module.alternate([Batch(real)], *module.configure_optimizers())
     torch.manual_seed(7)
     fake = by_hand.generator(by_hand.latents(5))
     penalty = by_hand.loss.regularizer["gradient_penalty"].penalty(by_hand.critic, real, fake.detach())
@@ -186,12 +188,33 @@ def test_a_shared_pass_takes_both_gradients_before_either_update() -> None:
             assert torch.allclose(stepped, parameter - 0.1 * gradient, atol=1e-6), net
 
 
+def test_tied_latents_belong_to_an_image(tmp_path: Path) -> None:
+    """Ten points, two batches an epoch: in three epochs each is shown with its own latents three times."""
+    settings = config("loss=wgan_gp", "loss.n_critic=1", "callbacks=none", "logger=csv")
+
+    def shown(seed: int) -> dict[int, set[tuple[float, ...]]]:
+        module = fresh(functools.partial(SharedPass, tied_latents=True))
+        latents: list[list[float]] = []
+        module.generator.register_forward_pre_hook(lambda _, inputs: latents.extend(inputs[0].tolist()))
+        stream = BatchStream(Points().load(), batch_size=5, n_critic=1, steps=6, seed=seed, numbered=True)
+        rows = [row for batches in copy.copy(stream) for batch in batches for row in batch.rows.tolist()]  # type: ignore[union-attr]
+        trainer = construct(settings, "accelerator", max_steps=6, folder=str(tmp_path), callbacks=[])
+        trainer.fit(module, train_dataloaders=stream)
+        return {row: {tuple(own) for at, own in zip(rows, latents, strict=True) if at == row} for row in rows}
+
+    one, other = shown(seed=3), shown(seed=4)
+    assert sorted(one) == list(range(10))
+    assert {len(latents) for latents in one.values()} == {1}
+    first, second = ({latents for own in seen.values() for latents in own} for seen in (one, other))
+    assert (len(first), first & second) == (10, set())
+
+
 @pytest.mark.parametrize(("kind", "same"), [(AdversarialModule, False), (ReusedLatents, True)])
 def test_latents_of_the_generator_step(kind: type[AdversarialModule], same: bool) -> None:
     module = fresh(kind)
     shown: list[Tensor] = []
     module.generator.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
-    module.alternate(Batch(torch.randn(2, 5, 2)), *module.configure_optimizers())
+    module.alternate([Batch(torch.randn(5, 2)) for _ in range(2)], *module.configure_optimizers())
     *_, critic_latents, generator_latents = shown
     assert len(shown) == 3
     assert torch.equal(critic_latents, generator_latents) == same

@@ -104,7 +104,7 @@ def test_fifty_steps_are_those_of_a_plain_loop(loss: str) -> None:
     torch.manual_seed(0)
     optimizers = module.configure_optimizers()
     for batches in reals:
-        module.alternate(Batch(batches), *optimizers)
+        module.alternate([Batch(real) for real in batches], *optimizers)
     torch.manual_seed(0)
     written_out = plain_losses(loss, settings, plain, reals)
     expected = torch.tensor(written_out, dtype=torch.float64)

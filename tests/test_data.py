@@ -1,6 +1,7 @@
 """Data sets and the stream of batches."""
 
 import hashlib
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
+from tests.conftest import images
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
 from wganlab.data.images import ImageFolder
@@ -79,7 +81,7 @@ def test_real_mnist(real_data: Path) -> None:
 
 def test_stream_shows_every_image_once_an_epoch_in_a_new_order() -> None:
     stream = BatchStream(torch.arange(12), batch_size=4, n_critic=3, steps=3, seed=0)
-    epochs = [batch.images.flatten().tolist() for batch in stream]
+    epochs = [step.tolist() for step in images(stream)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
@@ -87,22 +89,51 @@ def test_stream_shows_every_image_once_an_epoch_in_a_new_order() -> None:
 def test_stream_drops_the_partial_batch_and_depends_on_the_seed() -> None:
     def first(seed: int) -> list[int]:
         stream = BatchStream(torch.arange(11), batch_size=4, n_critic=2, steps=1, seed=seed)
-        return next(iter(stream)).images.flatten().tolist()
+        return images(stream)[0].tolist()
 
     assert len(set(first(0))) == 8
     assert first(0) == first(0)
     assert first(0) != first(1)
 
 
-def test_stream_continues_where_it_was() -> None:
-    def stream() -> BatchStream:
-        return BatchStream(torch.arange(10), batch_size=3, n_critic=2, steps=9, seed=5)
+def test_stream_can_keep_the_partial_batch() -> None:
+    """As torch's DataLoader and tf.data do by default: 11 samples in batches of 4 are 4, 4 and 3."""
+    stream = BatchStream(torch.arange(11), batch_size=4, n_critic=2, steps=6, seed=0, drop_last=False)
+    sizes, seen = [], []
+    for batches in stream:
+        sizes += [len(batch.images) for batch in batches]
+        seen += [row for batch in batches for row in batch.images.tolist()]
+        assert stream.images_seen == len(seen)
+    assert sizes == [4, 4, 3] * 4
+    assert [sorted(seen[i : i + 11]) for i in range(0, 44, 11)] == [list(range(11))] * 4
+    assert stream.batches_per_epoch == 3
+    kept = BatchStream(torch.arange(11), batch_size=4, n_critic=1, steps=2, seed=0)
+    assert torch.equal(torch.cat(images(kept)), torch.tensor(seen[:8])), "the same order, but for the last batch"
 
-    whole, stopped, resumed = list(stream()), stream(), stream()
-    batches = iter(stopped)
-    head = [next(batches) for _ in range(4)]
+
+def test_stream_can_shuffle_anew_for_every_step() -> None:
+    """The first five batches of a fresh shuffle, each time: nothing twice within a step, all but the same between."""
+    stream = BatchStream(torch.arange(1000), batch_size=20, n_critic=5, steps=40, seed=0, reshuffle="step")
+    steps = [set(step.tolist()) for step in images(stream)]
+    assert {len(step) for step in steps} == {100}
+    shared = [len(one & other) for one, other in itertools.pairwise(steps)]
+    assert sum(shared) / len(shared) == pytest.approx(10, abs=1.5), "a tenth of 100, by chance"
+    short = BatchStream(torch.arange(10), batch_size=4, n_critic=3, steps=1, seed=0, reshuffle="step")
+    first, second, third = next(iter(short))
+    assert torch.equal(first.images, third.images), "there are two batches in a shuffle"
+    assert not set(first.images.tolist()) & set(second.images.tolist())
+
+
+@pytest.mark.parametrize("options", [{}, {"drop_last": False}, {"reshuffle": "step"}])
+def test_stream_continues_where_it_was(options: dict[str, Any]) -> None:
+    def stream() -> BatchStream:
+        return BatchStream(torch.arange(10), batch_size=3, n_critic=2, steps=9, seed=5, **options)
+
+    whole, stopped, resumed = images(stream()), stream(), stream()
+    head = images(itertools.islice(stopped, 4))
     resumed.load_state_dict(stopped.state_dict())
-    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, [*head, *resumed], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, [*head, *images(resumed)], strict=True))
+    assert resumed.images_seen == sum(map(len, whole))
 
 
 def test_stream_refuses_a_batch_larger_than_the_data() -> None:
@@ -299,21 +330,21 @@ def test_real_image_folders(real_data: Path) -> None:
 
 
 def test_flips_mirror_half_of_the_images_and_are_part_of_the_stream() -> None:
-    images = torch.arange(4000 * 3, dtype=torch.uint8).view(4000, 1, 1, 3)
+    samples = torch.arange(4000 * 3, dtype=torch.uint8).view(4000, 1, 1, 3)
     options = {"batch_size": 400, "n_critic": 1, "steps": 20, "seed": 0}
-    plain = torch.cat([batch.images for batch in BatchStream(images, **options)])  # type: ignore[arg-type]
-    flipped = torch.cat([batch.images for batch in BatchStream(images, flip=True, **options)])  # type: ignore[arg-type]
+    plain = torch.stack(images(BatchStream(samples, **options)))  # type: ignore[arg-type]
+    flipped = torch.stack(images(BatchStream(samples, flip=True, **options)))  # type: ignore[arg-type]
     mirrored = (flipped != plain).flatten(2).any(2)
     assert torch.equal(flipped[mirrored], plain[mirrored].flip(-1))
     assert mirrored.float().mean() == pytest.approx(0.5, abs=0.03)
-    again = BatchStream(images, flip=True, **options)  # type: ignore[arg-type]
+    again = BatchStream(samples, flip=True, **options)  # type: ignore[arg-type]
     again.load_state_dict({"step": 13})  # in the second epoch
-    assert torch.equal(torch.cat([batch.images for batch in again]), flipped[13:])
+    assert torch.equal(torch.stack(images(again)), flipped[13:])
 
 
 def test_batches_are_sent_where_the_samples_are_not() -> None:
     samples = torch.zeros(10, 2)
     stream = BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0, device=torch.device("meta"))
     stream.samples = samples  # as on a GPU that is too small for them
-    assert {(batch.images.device.type, batch.images.shape) for batch in stream} == {("meta", (2, 4, 2))}
+    assert {(batch.images.device.type, batch.images.shape) for step in stream for batch in step} == {("meta", (4, 2))}
     assert stream.fixed_samples(5).device.type == "meta"

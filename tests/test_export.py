@@ -42,7 +42,7 @@ DENSE = {"generator": {"hidden": [8, 16]}, "critic": {"hidden": [8]}}
 #: Run -> what it is.
 RUNS = {
     "mlp": choose("digits", "mlp", model=DENSE, dataset={"size": 8}),
-    "dcgan": choose("digits", "dcgan", model=small(), dataset={"size": 8}),
+    "dcgan": choose("digits", "dcgan", model=small(padding="tensorflow"), dataset={"size": 8}),
     "resnet": choose("digits", "resnet", model=small(n_blocks=2), dataset={"size": 8}),
     "upsample_dcgan": choose("digits", "upsample_dcgan", model=small(), dataset={"size": 8}),
     "toy_mlp": choose("gaussians8", "toy_mlp", model=DENSE),

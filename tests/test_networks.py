@@ -10,7 +10,7 @@ from torch import nn
 from tests.conftest import config
 from wganlab.build import construct
 from wganlab.networks import dcgan, mlp, random_architecture, resnet, upsample_dcgan
-from wganlab.networks.layers import Dropout, MinibatchDiscrimination
+from wganlab.networks.layers import Dropout, MinibatchDiscrimination, Padding, doubling, halving
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
@@ -63,13 +63,42 @@ def test_upsample_dcgan_is_the_published_one() -> None:
         0.99,
     ]
     assert {m.kernel_size for m in (*layers(generator, nn.Conv2d), *layers(critic, nn.Conv2d))} == {(5, 5)}
-    assert [m.bias is not None for m in layers(generator, nn.Conv2d)] == [False, False, False, True]
+    assert [m.bias is not None for m in layers(generator, nn.Conv2d)] == [False] * 4
     assert layers(critic, nn.Dropout)[0].p == 0.3
     assert layers(critic, nn.Linear)[-1].in_features == 2048
+    assert (size(generator)[0], size(critic)[0]) == (877_344, 670_401)
     assert scores.abs().max() < 1
     with torch.no_grad():
         layers(critic, nn.Linear)[-1].weight.fill_(10.0)
         assert critic(torch.ones(2, 3, 32, 32)).abs().max() <= 1, "the source's critic is bounded"
+
+
+@pytest.mark.parametrize(("n", "padded_before"), [(8, 1), (7, 2), (28, 1), (2, 1), (1, 2)])
+def test_tensorflow_pads_below_and_to_the_right(n: int, padded_before: int) -> None:
+    """Against its rule: ceil(n / 2) outputs, of which the i-th sees pixels from 2i - padded_before on."""
+    convolve = nn.Sequential(*halving(1, 1, (n, n), "tensorflow"))
+    image = torch.arange(1.0, n * n + 1).view(1, 1, n, n)
+    with torch.no_grad():
+        for layer in layers(convolve, nn.Conv2d):
+            layer.weight.zero_()[0, 0, 0, 0] = 1  # passes on the first pixel that it sees
+            layer.bias.zero_()
+    expected = torch.zeros(1, 1, -(-n // 2), -(-n // 2))
+    for i in range(expected.shape[2]):
+        for j in range(expected.shape[3]):
+            if 2 * i >= padded_before and 2 * j >= padded_before:
+                expected[0, 0, i, j] = image[0, 0, 2 * i - padded_before, 2 * j - padded_before]
+    assert torch.equal(convolve(image), expected)
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "tensorflow"])
+def test_doubling_is_the_transpose_of_halving(padding: Padding) -> None:
+    down, up = nn.Sequential(*halving(2, 3, (8, 6), padding)), nn.Sequential(*doubling(3, 2, padding))
+    (convolution,), (transposed,) = layers(down, nn.Conv2d), layers(up, nn.ConvTranspose2d)
+    with torch.no_grad():
+        convolution.bias.zero_()
+        transposed.weight.copy_(convolution.weight)
+    images, maps = torch.randn(4, 2, 8, 6), torch.randn(4, 3, 4, 3)
+    assert torch.allclose((down(images) * maps).sum(), (images * up(maps)).sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

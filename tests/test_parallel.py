@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import TINY, config, in_process, wganlab, without_account
+from tests.conftest import TINY, config, images, in_process, wganlab, without_account
 from wganlab import environment, parallel
 from wganlab.adversarial import sample_latents
 from wganlab.build import build_module, construct
@@ -310,8 +310,9 @@ def test_python_trains_on_two_ranks_in_a_thread_and_so_does_a_job_of_submitit(on
 
 @pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_synchronised_batch_norm_is_that_of_the_whole_batch(precision: str, on_two: Path) -> None:
-    """In the critic too, where the penalty differentiates it twice."""
+    """In the critic too, where the penalty differentiates it twice, and in a last batch of four images."""
     norm = ["model=dcgan", "model.generator.n_filters=8", "model.critic.n_filters=4", "model.critic.norm=batch"]
+    norm += ["hold_out=1", "batch_size=256", "drop_last=false"]
     norm += ["model.critic.dropout=0", "loss=wgan_gp", "steps=3", f"precision={precision}"]
     for name, devices in (("alone", ["accelerator=cpu"]), ("shared", DDP)):
         folder = f"norm-{name}-{precision}"
@@ -352,6 +353,10 @@ def test_another_number_of_ranks_is_said_to_be_inexact(on_two: Path) -> None:
     ("overrides", "line"),
     [
         (["batch_size=63"], "batch_size=63: must be a multiple of the 2 devices that share it"),
+        (
+            ["drop_last=false"],
+            "drop_last=false: leaves 5 of 1,797 samples for the last batch, which must be a multiple",
+        ),
         (["accelerator.nodes=2"], "accelerator.nodes: unknown key"),
         (["accelerator.devices=0"], "accelerator.devices=0: must be an integer > 0"),
     ],
@@ -427,7 +432,7 @@ def test_noise_differs_between_ranks_and_is_together_that_of_one_process(monkeyp
 def test_real_images_are_sharded_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     def batches() -> torch.Tensor:
         samples = torch.arange(20.0).view(20, 1)
-        return torch.stack([b.images for b in BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0)])
+        return torch.stack(images(BatchStream(samples, batch_size=4, n_critic=2, steps=3, seed=0))).view(3, 2, -1, 1)
 
     first, second = both(monkeypatch, batches)
     assert first.shape == second.shape == (3, 2, 2, 1)

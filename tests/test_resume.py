@@ -94,6 +94,8 @@ def interrupted_then_continued(settings: DictConfig, folder: Path, at: int) -> d
         (["loss=wgan_clip"], 15),
         (["loss=wgan_gp"], 13),
         (["loss=wgan_gp", "loss.n_critic=4", "batch_size=64"], 7),  # an epoch of 28 batches ends with step 7
+        (["loss=wgan_gp", "loss.n_critic=4", "batch_size=64", "drop_last=false"], 8),  # it ends after 29 batches
+        (["loss=gan", "training=shared_pass", "training.tied_latents=true", "reshuffle=step"], 13),
         (["loss=wgan_gp", *DCGAN], 13),  # batch norm and dropout
         (["loss=wgan_gp", *TOY], 13),
         (["loss=wgan_clip", *TOY], 15),

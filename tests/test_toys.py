@@ -1,6 +1,7 @@
 """2-D toys: the distributions of the WGAN-GP code, endless and fixed, drawn and scored."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from tests.conftest import config, in_process, wganlab
+from tests.conftest import config, images, in_process, wganlab
 from wganlab.build import build_module, construct
-from wganlab.data.stream import EndlessStream
+from wganlab.data.stream import Batch, EndlessStream
 from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, Points, SwissRoll
 from wganlab.distances import js, sliced_wasserstein
 from wganlab.pictures import SURFACE, value_surface
@@ -79,18 +80,17 @@ def stream(n_critic: int = 2, steps: int = 50, seed: int = 5) -> EndlessStream:
 
 
 def test_an_endless_stream_never_repeats_and_continues_where_it_was() -> None:
-    whole, stopped, resumed = list(stream(steps=80)), stream(steps=80), stream(steps=80)
-    assert len({tuple(point) for batch in whole for point in batch.images.flatten(0, 1).tolist()}) == 80 * 2 * 3
-    batches = iter(stopped)
-    head = [next(batches) for _ in range(40)]
+    whole, stopped, resumed = images(stream(steps=80)), stream(steps=80), stream(steps=80)
+    assert len({tuple(point) for step in whole for point in step.tolist()}) == 80 * 2 * 3
+    head = images(itertools.islice(stopped, 40))
     resumed.load_state_dict(stopped.state_dict())
-    assert all(torch.equal(a.images, b.images) for a, b in zip(whole, [*head, *resumed], strict=True))
-    assert not torch.equal(whole[0].images, next(iter(stream(seed=6))).images)
+    assert all(torch.equal(a, b) for a, b in zip(whole, [*head, *images(resumed)], strict=True))
+    assert not torch.equal(whole[0], images(stream(seed=6))[0])
 
 
 def test_an_endless_stream_shows_the_same_points_whatever_n_critic() -> None:
     """Five batches of one step may lie in two blocks."""
-    one, five = (torch.cat([b.images.flatten() for b in stream(n, 100 // n)]) for n in (1, 5))
+    one, five = (torch.cat(images(stream(n, 100 // n))) for n in (1, 5))
     assert torch.equal(one, five)
 
 
@@ -133,7 +133,7 @@ def test_fixed_generator_trains_the_critic_alone(tmp_path: Path) -> None:
     assert summary["steps"] == 6
     assert summary["parameters"]["generator"] == 0
     # real points and unit noise: the mean squared distance between a point and its noisy self is the dimension
-    real = torch.zeros(4000, 2)
+    real = Batch(torch.zeros(4000, 2))
     assert module.critic_latents(real).square().sum(1).mean().item() == pytest.approx(2.0, rel=0.1)
     assert summary["final"]["eval/emd"] > 0.5, "unit noise moves points by more than that"
 

@@ -72,4 +72,9 @@ def test_every_old_name_is_translated() -> None:
     assert new["model"]["critic"]["_target_"] == "wganlab.networks.random_architecture.Critic"
     assert new["training"]["_target_"] == "wganlab.alternation.SharedPass"
     assert "strategy" not in new["accelerator"]
+    old["model"]["generator"] = {"_target_": "wganlab.networks.upsample_dcgan.Generator"}
+    assert translate(old)["model"]["generator"]["output_bias"] is True, "it had a bias, and its weights are saved"
+    today = {"_target_": "wganlab.networks.upsample_dcgan.Generator", "output_bias": False}
+    old["model"]["generator"] = today
+    assert translate(old)["model"]["generator"] == today
     assert translate({}) == {}

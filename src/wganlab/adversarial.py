@@ -53,6 +53,8 @@ class AdversarialModule(LightningModule):
     compilable = True
     #: Whether the generator is trained, and there is one to sample from afterwards.
     trains_generator = True
+    #: Whether it wants to know which samples of the data set are in a batch.
+    numbers_samples = False
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class AdversarialModule(LightningModule):
     def on_train_start(self) -> None:
         parallel.broadcast(self.parameters())  # the same already, but where machines differ
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: list[Batch], device: torch.device, dataloader_idx: int) -> list[Batch]:
         return batch  # the stream has sent it
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -110,6 +112,7 @@ class AdversarialModule(LightningModule):
         checkpoint["fingerprint"] = self.fingerprint
         checkpoint["window"] = self.window.state()
         checkpoint["critic_steps"] = self.critic_step_count
+        checkpoint["images_seen"] = self.trainer.train_dataloader.images_seen  # type: ignore[union-attr]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         n_critic = self.loss.n_critic
@@ -160,9 +163,9 @@ class AdversarialModule(LightningModule):
             return self.critic
         return ImageCritic(self.critic, labels, augmentation)
 
-    def critic_latents(self, real: Tensor) -> Tensor:
+    def critic_latents(self, real: Batch) -> Tensor:
         """Latents of the critic step on ``real``."""
-        return self.latents(len(real))
+        return self.latents(len(real.images))
 
     def generator_latents(self, last: Tensor) -> Tensor:
         """Latents of the generator step, given those of the critic step before it."""
@@ -172,7 +175,7 @@ class AdversarialModule(LightningModule):
         """Real images as stored, in [-1, 1] and in the precision of the networks."""
         return to_unit_range(real, self.dtype)  # type: ignore[arg-type]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         generator_optimizer, critic_optimizer = self.optimizers()  # type: ignore[attr-defined]
         # Lightning counts every step of its optimizers as a global step: with the critic's out of its sight, the
         # trainer, its checkpoints and its loggers all count generator steps.
@@ -181,8 +184,9 @@ class AdversarialModule(LightningModule):
         else:
             critic_optimizer._on_before_step = critic_optimizer._on_after_step = lambda: None
         parallel.broadcast(self.buffers())  # running statistics, of which the first rank's are saved
-        self.alternate(Batch(self.scaled(batch.images), batch.labels), generator_optimizer, critic_optimizer)
-        self.window.end_step(len(batch.images))
+        scaled = [batch._replace(images=self.scaled(batch.images)) for batch in batches]
+        self.alternate(scaled, generator_optimizer, critic_optimizer)
+        self.window.end_step(len(batches))
         if self.loss.schedule:
             schedules = self.lr_schedulers()
             for schedule in schedules if isinstance(schedules, list) else [schedules]:
@@ -190,10 +194,10 @@ class AdversarialModule(LightningModule):
         if self.averaging is not None:
             self.averaging.update(self.generator, self.trainer.train_dataloader.images_seen)  # type: ignore[union-attr]
 
-    def alternate(self, batches: Batch, generator_optimizer: Any, critic_optimizer: Any) -> None:
-        """All updates of one generator step, on real images (critic steps, batch, *shape) in [-1, 1]."""
-        for real in batches.split():
-            latents = self.critic_latents(real.images)
+    def alternate(self, batches: Sequence[Batch], generator_optimizer: Any, critic_optimizer: Any) -> None:
+        """All updates of one generator step, on a batch of real images in [-1, 1] for each critic step."""
+        for real in batches:
+            latents = self.critic_latents(real)
             self.critic_step(real, latents, critic_optimizer)
         self.generator_step(real, self.generator_latents(latents), generator_optimizer)
 

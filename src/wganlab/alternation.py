@@ -1,28 +1,46 @@
 """Other orders of updates than Algorithm 1, as published programs and figures have them; choices of conf/training/."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wganlab import parallel
-from wganlab.adversarial import AdversarialModule
-from wganlab.data.stream import Batch
+from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.data.stream import Batch, BatchStream
 
 
 class SharedPass(AdversarialModule):
     """Takes both gradients from one forward pass: the generator's loss uses the critic before its update.
 
     So does the walk-through of MNIST with a DCGAN. With ``n_critic`` above one, the last critic step is the shared one.
+    Its latents are also tied to the images: they are drawn in the data pipeline under a fixed seed, and so are the same
+    for an image in every epoch. ``tied_latents`` draws one latent for each image of the data set, from the run's seed.
     """
 
     compilable = False
 
-    def alternate(self, batches: Batch, generator_optimizer: Any, critic_optimizer: Any) -> None:
-        *before, real = batches.split()
+    def __init__(self, *, tied_latents: bool = False, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.numbers_samples = tied_latents
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.numbers_samples:
+            stream: BatchStream = self.trainer.train_dataloader  # type: ignore[assignment]
+            random = torch.Generator().manual_seed(stream.seed)
+            tied = sample_latents(len(stream.samples), self.latent_dim, self.latent, generator=random)
+            self.tied_latents = tied.to(self.device, self.dtype)  # type: ignore[arg-type]
+
+    def critic_latents(self, real: Batch) -> Tensor:
+        return super().critic_latents(real) if real.rows is None else self.tied_latents[real.rows]
+
+    def alternate(self, batches: Sequence[Batch], generator_optimizer: Any, critic_optimizer: Any) -> None:
+        *before, real = batches
         for earlier in before:
-            self.critic_step(earlier, self.critic_latents(earlier.images), critic_optimizer)
-        fake = self.fake(self.critic_latents(real.images), real.labels)
+            self.critic_step(earlier, self.critic_latents(earlier), critic_optimizer)
+        fake = self.fake(self.critic_latents(real), real.labels)
         critic = self.scorer(real.labels)
         real_scores, fake_scores = critic(real.images), critic(fake)
         active = self.loss.active(self.critic_step_count)
@@ -70,9 +88,10 @@ class FixedGenerator(ReusedLatents):
         rows = (torch.arange(n, device=self.device) + len(real) // 2) % len(real)
         return noise + self.scaled(real[rows])
 
-    def critic_latents(self, real: Tensor) -> Tensor:
-        shape = (len(real) * parallel.world_size(), *real.shape[1:])
-        return real + parallel.shard(torch.randn(shape, device=real.device, dtype=real.dtype))
+    def critic_latents(self, real: Batch) -> Tensor:
+        images = real.images
+        shape = (len(images) * parallel.world_size(), *images.shape[1:])
+        return images + parallel.shard(torch.randn(shape, device=images.device, dtype=images.dtype))
 
     def generator_step(self, real: Batch, latents: Tensor, optimizer: Any) -> None:
         with torch.no_grad():

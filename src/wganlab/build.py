@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.config import source_key
 from wganlab.contracts import Loss, critic_steps
@@ -152,11 +153,6 @@ def critic_steps_of(config: DictConfig) -> Callable[[int], int]:
     return critic_steps(config.loss.n_critic, warmup)
 
 
-def images_seen(config: DictConfig, steps: int) -> int:
-    """Real images that the critic has seen after so many generator steps."""
-    return sum(map(critic_steps_of(config), range(steps))) * config.batch_size
-
-
 def open_stream(
     config: DictConfig, source: Source, device: torch.device, module: AdversarialModule | None = None
 ) -> BatchStream:
@@ -170,6 +166,7 @@ def open_stream(
         "steps": generator_steps(config),
         "seed": config.seed,
         "labelled": labelled,
+        "numbered": module is not None and module.numbers_samples,
     }
     if size(source) is None:
         return EndlessStream(source, **options)
@@ -178,6 +175,8 @@ def open_stream(
     if labelled and labels is None:
         raise ConfigError("model", NO_LABELS)
     kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
+    if module is not None:
+        check_last_batch(config, module, len(kept), parallel.world_size())
     with naming(config, ""):  # broken files may have left fewer samples than a batch
         return BatchStream(
             samples[kept] if len(held_out) else samples,
@@ -185,8 +184,29 @@ def open_stream(
             labels=labels if labels is None else labels[kept],
             held_out=samples[held_out],
             flip=getattr(source, "flip", False),
+            drop_last=config.drop_last,
+            reshuffle=config.reshuffle,
             **options,
         )
+
+
+def check_last_batch(config: DictConfig, module: nn.Module, n: int, devices: int) -> None:
+    """With drop_last=false, the last batch of n samples must be shared equally, and be enough for batch norm.
+
+    Raises ConfigError where it is not.
+    """
+    rest = 0 if config.drop_last else n % config.batch_size
+    leaves = f"=false: leaves {rest} of {n:,} samples for the last batch, "
+    if rest % devices:
+        raise ConfigError("drop_last", f"{leaves}which must be a multiple of the {devices} devices that share it")
+    synchronised = config.accelerator.get("sync_batchnorm")
+    if rest and (rest if synchronised else rest // devices) == 1 and has_batch_norm(module):
+        raise ConfigError("drop_last", f"{leaves}and batch norm needs two on each device")
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a layer takes statistics over a batch."""
+    return any(isinstance(layer, parallel.BATCH_NORMS) for layer in module.modules())
 
 
 #: The samples and labels that were read last, by the config of their data set.

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 import wganlab
-from wganlab.build import generator_steps, images_seen
+from wganlab.build import generator_steps
 from wganlab.metrics import METRICS, Metric
 from wganlab.runs import Run
 from wganlab.schema import HYDRA_KEYS, is_node, locate
@@ -17,7 +17,8 @@ from wganlab.schema import HYDRA_KEYS, is_node, locate
 def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) -> str:
     """The card in Markdown, of the generator of ``run`` after ``step`` steps; ``config`` is resolved.
 
-    ``facts`` are those of the export: format, checkpoint, shape, dtype, parameters, difference.
+    ``facts`` are those of the export: format, checkpoint, images_seen, shape, dtype, parameters,
+    difference.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wganlab", "."),
@@ -34,7 +35,6 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         choice={group: run.choices.get(group, "own") for group in ("dataset", "model", "loss", "training")},
         latent=config["model"].get("latent", "normal"),
         budget=generator_steps(OmegaConf.create(dict(config))),
-        images_seen=images_seen(OmegaConf.create(dict(config)), step),
         licence=licence(config["dataset"]["_target_"]),
         tables=list(tables(run, step)),
         status=run.status,

@@ -132,6 +132,9 @@ def write_export(
     resolved = resolve(run, trained)
     write_json(folder / "config.json", resolved)
     facts = {"format": format, "checkpoint": checkpoint, "step": saved["global_step"]}
+    # version 1 did not note it, and had no other number of critic steps than n_critic
+    by_steps = saved["global_step"] * trained.loss.n_critic * trained.batch_size
+    facts |= {"images_seen": saved.get("images_seen", by_steps)}
     facts |= {"shape": saved["shape"], "dtype": str(draw(1).dtype).removeprefix("torch."), "difference": difference}
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     write_text(folder / "README.md", model_card(run, resolved, parameters=parameters, **facts))

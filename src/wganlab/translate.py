@@ -25,7 +25,16 @@ REGULARIZERS: dict[str, str | None] = {
     "wganlab.lipschitz.WeightClipping": "weight_clipping",
 }
 #: Keys that came later, with the values that change nothing.
-NEUTRAL: dict[str, Any] = {"hold_out": 0, "extractor": {}, "averaging": {}, "augmentation": {}}
+NEUTRAL: dict[str, Any] = {
+    "hold_out": 0,
+    "drop_last": True,
+    "reshuffle": "epoch",
+    "extractor": {},
+    "averaging": {},
+    "augmentation": {},
+}
+#: Keys of a target that came later, with the values that were fixed before.
+FIXED: dict[str, dict[str, Any]] = {"wganlab.networks.upsample_dcgan.Generator": {"output_bias": True}}
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,4 +59,4 @@ def translate_node(node: Any) -> Any:
     target, renamed = TARGETS.get(node.get("_target_", ""), (node.get("_target_"), {}))
     names = {key: renamed.get(key, key) for key in node}
     translated = {name: translate_node(node[key]) for key, name in names.items() if name is not None}
-    return translated | ({"_target_": target} if "_target_" in node else {})
+    return {**FIXED.get(str(target), {}), **translated} | ({"_target_": target} if "_target_" in node else {})

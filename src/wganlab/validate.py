@@ -12,19 +12,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pytorch_lightning import Callback, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from wganlab import environment
 from wganlab.accelerator import Precision, check_machine
 from wganlab.adversarial import AdversarialModule
 from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
-from wganlab.build import NO_LABELS, build_module, construct, naming
+from wganlab.build import NO_LABELS, build_module, check_last_batch, construct, has_batch_norm, naming
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import compose_config, composer, quote_paths, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
-from wganlab.parallel import BATCH_NORMS
+from wganlab.data.stream import Reshuffle
 from wganlab.schema import (
     ConfigError,
     Factory,
@@ -70,6 +70,8 @@ class RunConfig:
     steps: PositiveInt
     images: PositiveInt | None
     batch_size: PositiveInt
+    drop_last: bool
+    reshuffle: Reshuffle
     hold_out: NonNegativeInt
     log_every: PositiveInt
     precision: Precision
@@ -182,6 +184,8 @@ def check_size(config: DictConfig, source: Source) -> None:
         length, _ = size(source), tuple(source.shape)
     if length is None and config.hold_out:
         raise ConfigError("hold_out", f"={config.hold_out}: the data set is endless: all that it draws is fresh")
+    if config.images is not None and not config.drop_last:
+        raise ConfigError("images", f"={config.images}: counts whole batches; with drop_last=false give steps")
     if length is not None and config.batch_size > length - config.hold_out:
         what = "data set" if not config.hold_out else f"data set less hold_out={config.hold_out}"
         allowed = f"must be at most the {max(0, length - config.hold_out)} samples of the {what}"
@@ -202,6 +206,11 @@ def check_networks(config: DictConfig, source: Source, devices: int) -> None:
             raise
         if scores is not None:
             check_losses(module, config, scores)
+    length = size(source)
+    if module.numbers_samples and length is None:
+        raise ConfigError("training", ": ties latents to the samples of the data set, and this one is endless")
+    if length is not None:
+        check_last_batch(config, module, length - config.hold_out, devices)
 
 
 def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:
@@ -242,11 +251,6 @@ def too_small_for_batch_norm(batch_size: int, devices: int) -> ConfigError:
     message = f"leaves one image to each of the {devices} devices, and batch norm needs two; "
     allowed = f"must be at least {2 * devices}, or accelerator.sync_batchnorm=true"
     return ConfigError("batch_size", f"={batch_size}: {message}{allowed}")
-
-
-def has_batch_norm(module: nn.Module) -> bool:
-    """Whether a layer takes statistics over a batch."""
-    return any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
 
 
 def needs_values(error: Exception) -> bool:

@@ -117,7 +117,7 @@ def compile_gradients(module: AdversarialModule, real: Batch) -> dict[Key, Gradi
         plain = functools.partial(module.gradients, name, active)
         # the random numbers of the plain path, so that compiling changes nothing but rounding
         fused = torch.compile(plain, fullgraph=True, dynamic=False, options={"fallback_random": True})
-        latents = module.critic_latents(real.images)
+        latents = module.critic_latents(real)
         expected, got = (call(function, module, real, latents) for function in (plain, fused))
         check_equal(name, expected, got)
         compiled[name, active] = fused
@@ -144,7 +144,7 @@ def check_equal(name: str, expected: list[Tensor], got: list[Tensor]) -> None:
 def speed_up(module: AdversarialModule, compiled: dict[Key, GradientsOf], real: Batch) -> float:
     """How many times as fast the critic's most frequent compiled gradient is: medians of calls side by side, for at
     most ten seconds."""
-    latents, key = module.critic_latents(real.images), critic_objectives(module)[0]
+    latents, key = module.critic_latents(real), critic_objectives(module)[0]
     functions: tuple[GradientsOf, ...] = (functools.partial(module.gradients, *key), compiled[key])
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()

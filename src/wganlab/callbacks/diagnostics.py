@@ -39,12 +39,12 @@ class CriticDiagnostics(Callback):
         self.every, self.histograms_every, self.detailed = every, histograms_every, detailed
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            n = 64 if getattr(module.critic, "samplewise", False) and not self.detailed else batch.images.shape[1]
-            labels = None if batch.labels is None else batch.labels[-1, :n]
-            self._measure(trainer, module, Batch(module.scaled(batch.images[-1, :n]), labels))
+            images, labels, _ = batch[-1]
+            n = 64 if getattr(module.critic, "samplewise", False) and not self.detailed else len(images)
+            self._measure(trainer, module, Batch(module.scaled(images[:n]), None if labels is None else labels[:n]))
         if is_due(trainer, self.histograms_every):
             for name, weight in critic_weights(module.critic).items():
                 log_histogram(trainer, f"critic/weights/{name.replace('.', '/')}", weight)

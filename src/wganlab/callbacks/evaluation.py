@@ -38,7 +38,7 @@ class Evaluation(Callback):
         write_json(Path(trainer.default_root_dir, "protocol.json"), self.protocol.describe())
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
             module.observed |= self.protocol.scores(module.generate)

@@ -26,7 +26,7 @@ class History(Callback):
 
     An epoch of more than ``every`` steps ends with a row, too. Training metrics are means over the steps since the last
     row. ``images_seen`` counts the real images that the critic has seen, ``epoch`` its passes over the data set
-    (without the last partial batch; empty for endless data), ``seconds`` the time since training began.
+    (empty for endless data), ``seconds`` the time since training began.
     Raises FloatingPointError, after a last row, at a step whose losses or gradients are not finite.
     When a run is continued, rows after its checkpoint are removed; training writes them again.
     """
@@ -44,17 +44,17 @@ class History(Callback):
         self._rewrite(self.restore(Path(trainer.default_root_dir), trainer.global_step))
 
     def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, batch: Batch, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, batch: list[Batch], batch_idx: int
     ) -> None:
         module.observed.clear()  # observations of the last step
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int
     ) -> None:
         stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
         per_epoch = stream.batches_per_epoch
         step = trainer.global_step
-        self.epoch_ended = self._ends_epoch(stream.batches, len(batch.images), per_epoch)
+        self.epoch_ended = self._ends_epoch(stream.batches, len(batch), per_epoch)
         diverged = divergence(trainer, module, self.every)
         if not (diverged or module.observed or self.epoch_ended or is_due(trainer, self.every)):
             return

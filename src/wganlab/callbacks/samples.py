@@ -26,7 +26,7 @@ class Samples(Callback):
             self._save(trainer, module)
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Batch, batch_idx: int
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
             self._save(trainer, module)

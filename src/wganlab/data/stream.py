@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +10,17 @@ from torch import Tensor
 from wganlab import parallel
 from wganlab.schema import InvalidValueError
 
+Reshuffle = Literal["epoch", "step"]
+
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 0..255 -> -1..1 in ``dtype``; floating-point samples (2-D points) keep their values."""
     return images.to(dtype).div_(127.5).sub_(1) if images.dtype == torch.uint8 else images.to(dtype)
+
+
+def number_of_batches(n: int, batch_size: int, drop_last: bool) -> int:
+    """Batches in one pass over n samples."""
+    return n // batch_size if drop_last else -(-n // batch_size)
 
 
 def fits(samples: Tensor, device: torch.device) -> bool:
@@ -23,36 +29,33 @@ def fits(samples: Tensor, device: torch.device) -> bool:
 
 
 class Batch(NamedTuple):
-    """Real images (batch, *shape) and their labels (batch,), or as many batches as a generator step needs.
+    """Real images (batch, *shape), their labels (batch,) and their rows (batch,) in the data set.
 
-    Labels are there only for networks that take them.
+    Labels are there only for networks that take them, rows only for a training that asks for them.
     """
 
     images: Tensor
     labels: Tensor | None = None
-
-    def split(self) -> list["Batch"]:
-        """The batches of several, one for each critic step."""
-        labels = repeat(None) if self.labels is None else self.labels
-        return [Batch(*pair) for pair in zip(self.images, labels, strict=False)]
+    rows: Tensor | None = None
 
 
 class BatchStream:
-    """One item per generator step: as many fresh batches as it has critic steps, (critic steps, batch_size, *shape).
+    """One item per generator step: a list of as many fresh batches as it has critic steps.
 
-    Images are as stored. ``n_critic`` is the number of critic steps, or a function of the generator step, from 0.
-    On several ranks each receives its share of the rows of every batch.
+    Images are as stored, (batch_size, *shape). ``n_critic`` is the number of critic steps, or a function of the
+    generator step, from 0. On several ranks each receives its share of the rows of every batch.
 
-    The images are drawn without replacement, epoch after epoch; the last partial batch of an epoch is dropped.
-    The order is a function of ``seed`` alone, so arms that differ in n_critic see the same images in the same
-    order, and the state is the position in the stream: generator steps and batches so far.
+    The images are drawn without replacement, epoch after epoch; the last partial batch of an epoch is left out if
+    ``drop_last``, else it is a smaller batch. The order is a function of ``seed`` alone, so arms that differ in
+    n_critic see the same images in the same order, and the state is the position in the stream: generator steps and
+    batches so far. With ``reshuffle="step"``, every generator step begins with a fresh shuffle of the whole set.
 
     The samples live on ``device`` as they are stored, a byte per pixel, where they take at most half of its free
     memory; otherwise they stay where they are and batches are sent. ``flip`` mirrors every image of an epoch left to
     right with probability 1/2, drawn with the order.
 
     For observers it also carries the ``source`` of the data, the ``labels`` of its samples, shape (n,), and samples
-    that were ``held_out`` of it, as stored. Batches hold labels only if ``labelled``.
+    that were ``held_out`` of it, as stored. Batches hold labels only if ``labelled``, rows only if ``numbered``.
     """
 
     def __init__(
@@ -69,9 +72,13 @@ class BatchStream:
         device: torch.device | None = None,
         flip: bool = False,
         labelled: bool = False,
+        numbered: bool = False,
+        drop_last: bool = True,
+        reshuffle: Reshuffle = "epoch",
     ) -> None:
         if len(samples) < batch_size:
             raise InvalidValueError("batch_size", batch_size, f"must be at most the number of samples, {len(samples)}")
+        self.numbered, self.reshuffle = numbered, reshuffle
         self.source, self.labels, self.held_out = source, labels, held_out
         self.device = device or samples.device
         self.samples = samples.to(self.device) if fits(samples, self.device) else samples
@@ -79,39 +86,44 @@ class BatchStream:
         self.batch_size, self.n_critic, self.steps, self.seed = batch_size, n_critic, steps, seed
         self._labels = labels.to(self.samples.device) if labelled and labels is not None else None
         #: Batches in one pass over the data; None where there are no passes.
-        self.batches_per_epoch: int | None = len(samples) // batch_size
-        self._period = len(samples) // batch_size
+        self.batches_per_epoch: int | None = number_of_batches(len(samples), batch_size, drop_last)
+        self._period = number_of_batches(len(samples), batch_size, drop_last)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
         self.step = self.batches = 0
+        #: Real images that the critic has seen, by all ranks.
+        self.images_seen = 0
 
     def __len__(self) -> int:
         return self.steps
 
-    @property
-    def images_seen(self) -> int:
-        """Real images that the critic has seen, by all ranks."""
-        return self.batches * self.batch_size
-
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         while self.step < self.steps:
             n = self.n_critic(self.step) if callable(self.n_critic) else self.n_critic
-            images, labels = zip(*[self._batch(self.batches + i) for i in range(n)], strict=True)
+            if self.reshuffle == "step":
+                places = [(self.step, i % self._period) for i in range(n)]
+            else:
+                places = [divmod(self.batches + i, self._period) for i in range(n)]
+            batches = [self._batch(*place) for place in places]
             self.step, self.batches = self.step + 1, self.batches + n
-            labelled = self._labels is not None
-            yield Batch(self._send(torch.stack(images)), self._send(torch.stack(labels)) if labelled else None)
+            self.images_seen += sum(len(self._rows(position)) for _, position in places)
+            yield batches
 
-    def _batch(self, number: int) -> Batch:
-        """A batch of the stream, by its number, or a rank's share of it: batch_size / ranks rows."""
-        epoch, position = divmod(number, self._period)
+    def _rows(self, position: int) -> Tensor:
+        """Rows of the data in one batch of the current shuffle."""
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _batch(self, epoch: int, position: int) -> Batch:
+        """A batch by its position in a shuffle of the data, or a rank's share of it: batch_size / ranks rows."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._begin(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        rows = parallel.shard(self._order[position * self.batch_size : (position + 1) * self.batch_size])
+        rows = parallel.shard(self._rows(position))
         batch = self.samples[rows]
         if self.flip:
             mirrored = self._mirrored[rows].view(-1, *[1] * (batch.dim() - 1))
             batch = torch.where(mirrored, batch.flip(-1), batch)
-        return Batch(batch, None if self._labels is None else self._labels[rows])
+        labels = None if self._labels is None else self._send(self._labels[rows])
+        return Batch(self._send(batch), labels, self._send(rows) if self.numbered else None)
 
     def _send(self, samples: Tensor) -> Tensor:
         """To the device, without waiting for it."""
@@ -138,7 +150,7 @@ class BatchStream:
         return hashed.hexdigest()
 
     def state_dict(self) -> dict[str, int]:
-        return {"step": self.step, "batches": self.batches}
+        return {"step": self.step, "batches": self.batches, "images": self.images_seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.step = state["step"]
@@ -147,6 +159,7 @@ class BatchStream:
         else:  # of version 1, where all steps had n_critic
             assert isinstance(self.n_critic, int)
             self.batches = self.step * self.n_critic
+        self.images_seen = state.get("images", self.batches * self.batch_size)
 
 
 class EndlessStream(BatchStream):

@@ -15,7 +15,10 @@ from wganlab.networks.layers import (
     FeatureCritic,
     Norm,
     Output,
+    Padding,
     check_halvings,
+    doubling,
+    halving,
     initial_size,
     initialise,
     norm_layer,
@@ -28,6 +31,7 @@ class Generator(nn.Module):
     """Dense to n_filters maps, a 5x5 layer, n_blocks stride-2 layers that double the size, a 5x5 layer, tanh.
 
     The width halves in each block. No layer has a bias: the normalisation that follows would cancel it.
+    ``padding="tensorflow"`` is the source's (see :func:`wganlab.networks.layers.halving`).
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Generator(nn.Module):
         n_blocks: PositiveInt = 2,
         norm: Norm = "batch",
         slope: NonNegativeFloat = 0.3,
+        padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
         height, width = initial_size(shape, n_blocks)
@@ -51,17 +56,13 @@ class Generator(nn.Module):
                 nn.LeakyReLU(slope),
             ]
 
-        def up(before: int, after: int, stride: int) -> list[nn.Module]:
-            layer = nn.ConvTranspose2d(
-                before, after, 5, stride=stride, padding=2, output_padding=stride - 1, bias=False
-            )
-            return [layer, *norms(after)]
-
         # the source normalises each of the 6272 features before it folds them into maps
         layers = [nn.Linear(latent_dim, features, bias=False), *norms(features, images=False)]
-        layers += [nn.Unflatten(1, (n_filters, height, width)), *up(n_filters, n_filters, stride=1)]
+        layers.append(nn.Unflatten(1, (n_filters, height, width)))
+        layers += [nn.ConvTranspose2d(n_filters, n_filters, 5, padding=2, bias=False), *norms(n_filters)]
         for block in range(n_blocks):
-            layers += up(n_filters // 2**block, n_filters // 2 ** (block + 1), stride=2)
+            before, after = n_filters // 2**block, n_filters // 2 ** (block + 1)
+            layers += [*doubling(before, after, padding), *norms(after)]
         last = nn.ConvTranspose2d(n_filters // 2**n_blocks, shape[0], 5, padding=2, bias=False)
         self.layers = nn.Sequential(*layers, last, nn.Tanh())
         initialise(self, "glorot")
@@ -75,6 +76,7 @@ class Critic(FeatureCritic):
 
     ``norm="batch"`` is the source's; it couples the images of a batch, which the gradient penalty assumes to be
     independent (arXiv 1704.00028, section 4), so the default is the layer norm that the paper recommends.
+    ``padding="tensorflow"`` is the source's, too.
     """
 
     def __init__(
@@ -88,23 +90,18 @@ class Critic(FeatureCritic):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
         output: Output = "linear",
         minibatch_kernels: NonNegativeInt = 0,
+        padding: Padding = "symmetric",
     ) -> None:
         height, width = initial_size(shape, n_blocks)
 
-        def down(before: int, after: int, stride: int) -> list[nn.Module]:
-            layer = nn.Conv2d(before, after, 5, stride=stride, padding=2)
-            return [
-                layer,
-                norm_layer(norm, after, images=True, eps=EPS, momentum=MOMENTUM),
-                nn.LeakyReLU(slope),
-            ]
+        def norms(channels: int) -> list[nn.Module]:
+            return [norm_layer(norm, channels, images=True, eps=EPS, momentum=MOMENTUM), nn.LeakyReLU(slope)]
 
-        layers = down(shape[0], n_filters, stride=1)
+        layers: list[nn.Module] = [nn.Conv2d(shape[0], n_filters, 5, padding=2), *norms(n_filters)]
         for block in range(n_blocks):
-            layers += [
-                *down(n_filters * 2**block, n_filters * 2 ** (block + 1), stride=2),
-                Dropout(dropout),
-            ]
+            before, after = n_filters * 2**block, n_filters * 2 ** (block + 1)
+            size = (shape[1] >> block, shape[2] >> block)
+            layers += [*halving(before, after, size, padding), *norms(after), Dropout(dropout)]
         dim = n_filters * 2**n_blocks * height * width
         features = nn.Sequential(*layers, nn.Flatten())
         super().__init__(features, dim, output=output, minibatch_kernels=minibatch_kernels)

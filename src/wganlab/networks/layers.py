@@ -16,6 +16,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
 Output = Literal["tanh", "linear"]
+Padding = Literal["symmetric", "tensorflow"]
 
 
 def norm_layer(kind: Norm, channels: int, *, images: bool, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
@@ -55,6 +56,28 @@ def initialise(network: nn.Module, scheme: Init) -> None:
             draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def halving(before: int, after: int, size: tuple[int, int], padding: Padding) -> list[nn.Module]:
+    """A 5x5 convolution of stride 2 from (height, width) to half of it, rounded up.
+
+    "tensorflow" is its 'same' padding, which puts the odd pixel below and to the right: the same kernel sees an image
+    shifted by a pixel.
+    """
+    if padding == "symmetric":
+        return [nn.Conv2d(before, after, 5, stride=2, padding=2)]
+    totals = [max(0, (-(-side // 2) - 1) * 2 + 5 - side) for side in size]
+    top, left = (total // 2 for total in totals)
+    pad = nn.ZeroPad2d((left, totals[1] - left, top, totals[0] - top))
+    return [pad, nn.Conv2d(before, after, 5, stride=2)]
+
+
+def doubling(before: int, after: int, padding: Padding) -> list[nn.Module]:
+    """A transposed 5x5 convolution of stride 2, without bias, that doubles height and width; see :func:`halving`."""
+    if padding == "symmetric":
+        return [nn.ConvTranspose2d(before, after, 5, stride=2, padding=2, output_padding=1, bias=False)]
+    crop = nn.ZeroPad2d((0, -1, 0, -1))
+    return [nn.ConvTranspose2d(before, after, 5, stride=2, padding=1, bias=False), crop]
 
 
 def check_halvings(n_filters: int, times: int) -> None:

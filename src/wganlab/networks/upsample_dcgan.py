@@ -14,7 +14,9 @@ from wganlab.networks.layers import (
     FeatureCritic,
     Norm,
     Output,
+    Padding,
     check_halvings,
+    halving,
     initial_size,
     initialise,
     norm_layer,
@@ -27,7 +29,8 @@ EPS, MOMENTUM = 1e-3, (0.2, 0.01)
 class Generator(nn.Module):
     """Dense to n_filters maps, then n_blocks of: double the size, 5x5 layer; then a 5x5 layer to the image, tanh.
 
-    The width is n_filters in the first block and halves in each later one.
+    The width is n_filters in the first block and halves in each later one. No layer has a bias; ``output_bias`` gives
+    one to the last, as version 1 of wganlab did.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Generator(nn.Module):
         n_blocks: PositiveInt = 3,
         norm: Norm = "batch",
         slope: NonNegativeFloat = 0.3,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
         height, width = initial_size(shape, n_blocks)
@@ -58,7 +62,8 @@ class Generator(nn.Module):
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 5, padding=2, bias=False)]
             layers += norms(after, block + 1)
             before = after
-        self.layers = nn.Sequential(*layers, nn.Conv2d(before, shape[0], 5, padding=2), nn.Tanh())
+        last = nn.Conv2d(before, shape[0], 5, padding=2, bias=output_bias)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
         initialise(self, "glorot")
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -68,7 +73,8 @@ class Generator(nn.Module):
 class Critic(FeatureCritic):
     """Three 5x5 layers of stride 2 (n_filters wide, then doubling), one of stride 1, then a dense layer to the score.
 
-    ``output="tanh"`` is the source's; it bounds the score, and with it every estimate of the distance.
+    ``output="tanh"`` is the source's; it bounds the score, and with it every estimate of the distance. So is
+    ``padding="tensorflow"`` (see :func:`wganlab.networks.layers.halving`).
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Critic(FeatureCritic):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
         output: Output = "linear",
         minibatch_kernels: NonNegativeInt = 0,
+        padding: Padding = "symmetric",
     ) -> None:
         channels, height, width = shape if len(shape) == 3 else (0, 0, 0)
         if min(height, width) < 8:
@@ -89,11 +96,14 @@ class Critic(FeatureCritic):
         layers: list[nn.Module] = []
         for i, (factor, stride) in enumerate(((1, 2), (2, 2), (4, 2), (4, 1))):
             after = n_filters * factor
-            layers += [nn.Conv2d(channels, after, 5, stride=stride, padding=2)]
+            if stride == 2:
+                layers += halving(channels, after, (height, width), padding)
+                height, width = -(-height // 2), -(-width // 2)
+            else:
+                layers.append(nn.Conv2d(channels, after, 5, padding=2))
             layers += [norm_layer(norm if i else "none", after, images=True, eps=EPS), nn.LeakyReLU(slope)]
             layers += [Dropout(dropout)] if i == 1 else []
             channels = after
-        height, width = (-(-side // 8) for side in (height, width))  # three halvings, each rounded up
         features = nn.Sequential(*layers, nn.Flatten())
         dim = channels * height * width
         super().__init__(features, dim, output=output, minibatch_kernels=minibatch_kernels)
