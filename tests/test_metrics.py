@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +12,14 @@ from tests.conftest import config
 from wganlab.build import construct
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import MNIST
+from wganlab.data.stream import BatchStream
 from wganlab.data.toys import Gaussians8, Gaussians25
 from wganlab.metrics import Metric, metric_of, objective_of
 from wganlab.metrics import critic as of_critic
 from wganlab.metrics import features as of
 from wganlab.metrics.extractors import Classifier, Inception, accuracy, hash_of, train
 from wganlab.metrics.points import mode_scores
+from wganlab.metrics.protocol import Protocol
 from wganlab.networks.dcgan import Critic as ConvolutionalCritic
 from wganlab.networks.layers import FeatureCritic
 from wganlab.networks.mlp import Critic
@@ -193,6 +196,22 @@ def test_weights_at_the_bound() -> None:
     assert of_critic.weights_at_bound(critic, 0.01) == {"0": 0.75, "1": 0.0}
 
 
+def test_the_debiased_distance_takes_off_what_samples_are_apart_by_themselves() -> None:
+    """Points on a line that are moved by d: the distance is d, and both halves stay as far apart as the real ones."""
+    points = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
+    protocol = Protocol(n=32, images=1, extractor=None)
+    protocol.prepare(BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0))
+    real, others = BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0).fixed_samples(64).chunk(2)
+    apart = scipy.stats.wasserstein_distance(real.flatten(), others.flatten())
+    for d in (0.0, 3.0):
+        scores = protocol.scores(lambda n, d=d: torch.cat([real, others])[:n] + d)
+        assert scores["eval/emd"] == pytest.approx(d, abs=1e-6)
+        assert scores["eval/emd_real"] == pytest.approx(apart, rel=1e-5)
+        assert scores["eval/emd_debiased"] == pytest.approx(d - apart, rel=1e-5)
+    perfect = protocol.scores(lambda n: torch.cat([others, real])[:n])
+    assert perfect["eval/emd_debiased"] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     source = Digits()
@@ -214,6 +233,17 @@ def test_the_classifier_of_digits(digits: tuple[Tensor, Tensor], tmp_path: Path,
     assert features.shape == (70, 128)
     assert logits.shape == (70, 10)
     assert (logits.argmax(1) == labels[:70]).float().mean() > 0.95
+
+
+def test_a_classifier_can_learn_from_another_data_set(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    samples, labels = digits
+    own, other = (Classifier(cache=str(tmp_path), dataset=dataset) for dataset in (None, Digits()))
+    own.prepare(samples, labels, hash_of(samples))
+    other.prepare(samples[labels == 7], None, "sevens")  # of one class, which no classifier can learn
+    assert other.describe() == own.describe()
+    assert (own.knows_classes, other.knows_classes) == (True, False)
+    with pytest.raises(ConfigError, match=r"^extractor.dataset: has images of 1x28x28, and those to score are 3x8x8$"):
+        other.prepare(torch.zeros(4, 3, 8, 8), None, "small")
 
 
 def test_training_a_classifier_is_deterministic_and_leaves_no_trace(digits: tuple[Tensor, Tensor]) -> None:

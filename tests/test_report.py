@@ -403,7 +403,7 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["loaded"]
     assert seen["rows"] == 3
     assert "completed" in seen["cells"]
-    assert len(seen["figures"]) == 10 + 3, "ten learning curves and three histograms"
+    assert len(seen["figures"]) == 11 + 3, "eleven learning curves and three histograms"
     assert min(seen["figures"]) > 100
     assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
 

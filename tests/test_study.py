@@ -2,13 +2,14 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import TINY, plan, wganlab
-from wganlab.build import build_module, construct
+from wganlab.build import build_module
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError, leaves
 from wganlab.study import arm_names, find_study, multirun, read_study, studies
@@ -18,7 +19,7 @@ STAND_IN = {
     "s1_dcgan_mnist": ["dataset=digits"],
     "s2_mlp_mnist": ["dataset=digits"],
     "clip_vs_penalty_mnist": ["dataset=digits"],
-    "s3_cifar_horses": ["dataset=digits", "dataset.size=32"],
+    "s3_cifar_horses": ["dataset=digits", "dataset.size=32", "extractor=classifier"],
     "s4_anime_faces": ["dataset=digits", "dataset.size=64"],
 }
 ARMS = [(name, arm) for name, folder in studies().items() for arm in arm_names(folder)]
@@ -41,28 +42,52 @@ def plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
+PENALTY = "loss.regularizer.gradient_penalty"
+FRESH: dict[str, object] = {"training._target_": "wganlab.adversarial.AdversarialModule"}
+EPS: dict[str, object] = {f"loss.optimizer.{network}.eps": 1e-7 for network in ("generator", "critic")}
+SYMMETRIC: dict[str, object] = {"model.generator.padding": "symmetric", "model.critic.padding": "symmetric"}
 DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
     "s1_dcgan_mnist": {
         "layer_norm": {"model.critic.norm": "layer"},
-        "training_mode_penalty": {"loss.regularizer.gradient_penalty.eval_mode": False},
-        "corrected": {"model.critic.norm": "layer", "loss.regularizer.gradient_penalty.eval_mode": False},
+        "training_mode_penalty": {f"{PENALTY}.eval_mode": False},
+        "fresh_latents": {"training.tied_latents": False},
+        "symmetric_padding": SYMMETRIC,
+        "corrected": {
+            "model.critic.norm": "layer",
+            f"{PENALTY}.eval_mode": False,
+            "training.tied_latents": False,
+            **SYMMETRIC,
+        },
     },
     "s2_mlp_mnist": {
         "norm_eps": {"model.generator.norm_eps": 1e-5},
-        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
-        "fresh_latents": {"training._target_": "wganlab.adversarial.AdversarialModule"},
-        "corrected": {
-            "model.generator.norm_eps": 1e-5,
-            "loss.regularizer.gradient_penalty.norm_over": "image",
-            "training._target_": "wganlab.adversarial.AdversarialModule",
-        },
+        "norm_per_image": {f"{PENALTY}.norm_over": "image"},
+        "fresh_latents": FRESH,
+        "drop_last": {"drop_last": True},
+        "corrected": {"model.generator.norm_eps": 1e-5, f"{PENALTY}.norm_over": "image", "drop_last": True, **FRESH},
     },
     "s3_cifar_horses": {
         "linear_critic": {"model.critic.output": "linear"},
-        "norm_per_image": {"loss.regularizer.gradient_penalty.norm_over": "image"},
-        "corrected": {"model.critic.output": "linear", "loss.regularizer.gradient_penalty.norm_over": "image"},
+        "norm_per_image": {f"{PENALTY}.norm_over": "image"},
+        "penalty_with_dropout": {f"{PENALTY}.eval_mode": False},
+        "no_dropout": {"model.critic.dropout": 0.0},
+        "corrected": {
+            "model.critic.output": "linear",
+            f"{PENALTY}.norm_over": "image",
+            f"{PENALTY}.eval_mode": False,
+            "reshuffle": "epoch",
+            **EPS,
+        },
     },
-    "s4_anime_faces": {"corrected": {"model.generator.norm_eps": 1e-5}},
+    "s4_anime_faces": {
+        "corrected": {"model.generator.norm_eps": 1e-5, **FRESH},
+        "paper_rates": {
+            "loss.optimizer.lr": 1e-4,
+            "loss.optimizer.betas": [0.0, 0.9],
+            **{f"loss.optimizer.{network}.lr": 1e-4 for network in ("generator", "critic")},
+            **{f"loss.optimizer.{network}.betas": [0.0, 0.9] for network in ("generator", "critic")},
+        },
+    },
 }
 
 
@@ -75,30 +100,38 @@ def test_an_arm_differs_from_the_published_one_in_its_corrections_alone(study: s
 
 
 def test_published_settings() -> None:
-    """Batch, steps, rates and n_critic as the four sources print them."""
-    s1, s2, s3 = (arm(name, "as_published") for name in ("s1_dcgan_mnist", "s2_mlp_mnist", "s3_cifar_horses"))
+    """Batch, steps, rates, n_critic and the order of images as the four sources have them."""
+    s1, s2, s3, s4 = (arm(name, "as_published") for name in STAND_IN if name.startswith("s"))
     assert (s1.batch_size, s1.steps, s1.loss.n_critic, s1.model.latent_dim) == (128, 100 * (60_000 // 128), 1, 20)
-    assert (s2.batch_size, s2.steps, s2.loss.n_critic, s2.model.latent_dim) == (64, 100 * (60_000 // 64), 1, 100)
+    assert (s2.batch_size, s2.steps, s2.loss.n_critic, s2.model.latent_dim) == (64, 100 * 938, 1, 100)
     assert (s3.batch_size, s3.steps, s3.loss.n_critic, s3.model.latent_dim) == (256, 12_000, 5, 100)
-    rates = [[c.loss.optimizer[net].lr for net in ("critic", "generator")] for c in (s1, s2, s3)]
-    assert rates == [[2e-4, 2e-4], [4e-3, 1e-3], [2e-4, 2e-4]]
+    assert (s4.batch_size, s4.images, s4.loss.n_critic, s4.model.latent_dim) == (64, 1000 * 93 * 64, 5, 100)
+    assert [c.drop_last for c in (s1, s2, s3, s4)] == [True, False, True, True]
+    assert [c.reshuffle for c in (s1, s2, s3, s4)] == ["epoch", "epoch", "step", "epoch"]
+    rates = [[c.loss.optimizer[net].lr for net in ("critic", "generator")] for c in (s1, s2, s3, s4)]
+    assert rates == [[2e-4, 2e-4], [4e-3, 1e-3], [2e-4, 2e-4], [2e-4, 2e-4]]
     assert all(c.loss.optimizer.critic.betas == [0.9, 0.999] for c in (s1, s2, s3))
     assert s1.training._target_.endswith("SharedPass")
     assert s2.training._target_.endswith("ReusedLatents")
+    assert s4.training._target_.endswith("ReusedLatents")
     assert s1.model.latent == "uniform"
-    assert all(c.loss.regularizer.gradient_penalty.weight == 10 for c in (s1, s2, s3))
+    assert s1.training.tied_latents
+    assert s4.loss.optimizer.critic.betas == [0.5, 0.999]
+    assert all(c.loss.regularizer.gradient_penalty.weight == 10 for c in (s1, s2, s3, s4))
 
 
 def test_published_networks() -> None:
-    """Trainable parameters of S1 to the unit, and of the whole S3 and S4 pairs as their layers add up."""
+    """Trainable parameters as the sources print them, or as their layers add up."""
 
-    def sizes(study: str, *overrides: str) -> tuple[int, int]:
-        config = arm(study, "as_published", *overrides)
-        module = build_module(config, construct(config, "dataset"))
+    def sizes(study: str, shape: tuple[int, ...]) -> tuple[int, int]:
+        config = arm(study, "as_published")
+        module = build_module(config, SimpleNamespace(shape=shape))
         return tuple(sum(p.numel() for p in net.parameters()) for net in (module.generator, module.critic))  # type: ignore[return-value]
 
-    assert sizes("s1_dcgan_mnist") == (804_832, 1_039_489)
-    assert sizes("s2_mlp_mnist") == (1_510_032, 784 * 512 + 512 + 512 * 256 + 256 + 256 + 1)
+    assert sizes("s1_dcgan_mnist", (1, 28, 28)) == (804_832, 1_039_489)
+    assert sizes("s2_mlp_mnist", (1, 28, 28)) == (1_510_032, 533_505)
+    assert sizes("s3_cifar_horses", (3, 32, 32)) == (877_344, 670_401)
+    assert sizes("s4_anime_faces", (3, 64, 64)) == (13_301_632, 6_423_553)
 
 
 def test_a_study_runs_and_reports(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ METRICS = {
     "eval/emd_real": Metric(
         "Earth mover's distance between real samples", format=".2f", protocol="distances", always=True
     ),
+    "eval/emd_debiased": Metric(
+        "Earth mover's distance less those within real and within generated samples", "EMD debiased", "lower", ".2f",
+        False, "distances", "earth mover's distance less the mean of those among real and among generated samples",
+        always=True,
+    ),
     "eval/w2": Metric(
         "Wasserstein-2 distance to real samples", "W2", "lower", protocol="distances",
         meaning="exact, between generated and real points",
