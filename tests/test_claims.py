@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,8 @@ from PIL import Image
 from tests.conftest import TINY, wganlab
 from tests.test_report import make_run
 from wganlab.report.claims import decide, read_claims, verdict_table
-from wganlab.report.compare import by_arm, by_protocol, results
+from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
+from wganlab.report.publish import export
 from wganlab.report.tables import latex_table, markdown_table
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
@@ -200,11 +202,81 @@ def test_a_study_ends_with_its_verdicts(studied: Path) -> None:
     assert "holds: Fast is nearer (us)" in again.stdout
 
 
+def epochs_of_four_steps(folder: Path, arm: str, seed: int, epochs: int, scale: float = 1.0) -> Path:
+    """A run with a row after the third and the last step of each epoch; losses are a tenth of those an epoch before."""
+    rows = "step,seconds,epoch,critic/loss,generator/loss,critic/real_score,critic/fake_score\n"
+    for epoch in range(epochs):
+        one = scale / 10**epoch
+        for step, value in ((3, -10 * one), (4, -30 * one)):  # over three steps and over one: -15 in all
+            step += 4 * epoch
+            rows += f"{step},{60 * step},{step / 4},{value},{-value},{2 * value},{3 * value}\n"
+    config = {"seed": seed, "steps": 4 * epochs}
+    return make_run(folder / f"{arm}-{seed}", config, [f"+arms={arm}", f"steps={4 * epochs}"], rows)
+
+
+def test_claims_on_epochs_take_the_mean_over_their_steps(tmp_path: Path) -> None:
+    for seed, scale in enumerate((1.0, 2.0)):
+        epochs_of_four_steps(tmp_path, "a", seed, 3, scale)
+        epochs_of_four_steps(tmp_path, "b", seed, 2, 3 * scale)
+    found = find_runs([tmp_path])
+    base: dict[str, Any] = {"says": "x", "source": "y", "metric": "critic/loss", "arm": "a", "below": 0, "epoch": 1}
+    for changes, values, words in (
+        ({}, [-15, -30], "Critic loss: a in epoch 1"),
+        ({"epoch": 3}, [-0.15, -0.3], "Critic loss: a in epoch 3"),
+        ({"epoch": 4}, [], "Critic loss: a in epoch 4"),
+        ({"versus": "b"}, [30, 60], "Critic loss: a in epoch 1 − b in epoch 1"),
+        ({"versus_epoch": 2}, [-13.5, -27], "Critic loss: a in epoch 1 − a in epoch 2"),
+        ({"versus_epoch": 2, "ratio": True}, [1, 1], "log10 of Critic loss: a in epoch 1 / a in epoch 2"),
+    ):
+        (claim,) = read_claims([base | changes], ["a", "b"], "study.yaml")
+        assert list(claim.values(found).values()) == pytest.approx(values)
+        assert claim.number == words
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"epoch": None, "versus_epoch": 2}, "versus_epoch needs epoch"),
+        ({"at": "mean"}, "epoch is a mean over an epoch"),
+        ({"epoch": 0}, "epoch=0: must be an integer > 0"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            read_claims([base | changes], ["a", "b"], "study.yaml")
+
+
+def test_seeds_of_a_study_may_have_run_for_different_budgets(tmp_path: Path) -> None:
+    for seed, epochs in enumerate((2, 3, 3)):
+        epochs_of_four_steps(tmp_path, "a", seed, epochs, seed + 1.0)
+    epochs_of_four_steps(tmp_path, "b", 0, 2)
+    found = find_runs([tmp_path])
+    assert arms(found) == ["a", "a", "a", "b"]
+    assert [run.folder.name for run in longest(found, arms(found)).values()] == ["a-1", "b-0"]
+    one, other = by_arm(results(found))
+    assert (one["runs"], one["completed"], other["completed"]) == (3, 2, 1)
+    assert one["final/critic/loss"][0] == pytest.approx(-0.3 * 2.5), "of the two long runs"
+
+
+def test_the_losses_of_epochs_stand_beside_what_a_source_printed(tmp_path: Path) -> None:
+    epochs_of_four_steps(tmp_path / "runs", "a", 0, 2)
+    epochs_of_four_steps(tmp_path / "runs", "b", 0, 1, 10.0)
+    (tmp_path / "published.csv").write_text("epoch,critic,generator,minutes\n1,-305.89,186.47,1.58\n10,-34.56,,\n")
+    options: dict[str, Any] = {"samples_at_epochs": [1, 2, 4], "published": tmp_path / "published.csv"}
+    export(find_runs([tmp_path / "runs"]), tmp_path / "pieces", **options)
+    assert (tmp_path / "pieces" / "epochs.md").read_text().splitlines()[2:] == [
+        "| 1 | a | 4.00 | 15.00 | -15.00 | 30.00 | -45.00 |",
+        "| 1 | b | 4.00 | 150.00 | -150.00 | 300.00 | -450.00 |",
+        "| 1 | published | 1.58 | 186.47 | -305.89 | – | – |",
+        "| 2 | a | 8.00 | 1.50 | -1.50 | 3.00 | -4.50 |",
+        "| 10 | published | – | – | -34.56 | – | – |",
+    ]
+    assert "published" in (tmp_path / "pieces" / "epochs.svg").read_text()
+    (tmp_path / "published.csv").write_text("epoch,critic\none,2\n")
+    with pytest.raises(ConfigError, match=r"published.csv: must be a CSV of numbers with a column epoch"):
+        export(find_runs([tmp_path / "runs"]), tmp_path / "pieces", **options)
+
+
 README = """# Mine
 
 ![distance](eval_emd.svg) and [the table](table.md), written by hand: [notes](notes.md)
 
-<!-- once it is run: [verdicts](verdicts.md), ![samples](epochs_fast.png) -->
+<!-- once it is run: [verdicts](verdicts.md), ![samples](epochs_fast.png), ![grids](grids_fast.png) -->
 
 <!-- table -->
 stale
@@ -216,7 +288,9 @@ The end.
 def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "experiments" / "mine"
     shutil.copytree(studied / "experiments" / "mine", folder)
-    (folder / "study.yaml").write_text((folder / "study.yaml").read_text() + "samples_at_epochs: [1, 11]\n")
+    (folder / "study.yaml").write_text(
+        (folder / "study.yaml").read_text() + "samples_at_epochs: [1, 11]\ngrids_at_steps: [6, 12, 13]\n"
+    )
     (folder / "README.md").write_text(README)
     (folder / "notes.md").write_text("by hand")
     (tmp_path / "experiments" / "README.md").write_text("Before.\n<!-- studies -->\n<!-- end of studies -->\nAfter.\n")
@@ -224,7 +298,15 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     command = ["study", "--publish", "experiments/mine", f"hydra.sweep.dir={sweep}"]
     done = wganlab(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    names = ["eval_emd.svg", "table.md", "verdicts.md", "epochs_fast.png", "README.md", "verdicts.json"]
+    names = [
+        "eval_emd.svg",
+        "table.md",
+        "verdicts.md",
+        "epochs_fast.png",
+        "grids_fast.png",
+        "README.md",
+        "verdicts.json",
+    ]
     shown = [f"experiments/mine/{name}" for name in names] + ["experiments/README.md"]
     assert done.stdout.splitlines() == shown
     table = markdown_table(results(find_runs([sweep])))
@@ -240,6 +322,7 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     assert after.endswith("|\n<!-- end of studies -->\nAfter.\n")
     # fast saw 11 epochs of digits in 60 steps of 5 batches, and its samples of step 6 are those of epoch 1
     assert Image.open(folder / "epochs_fast.png").height == 2 * 80
+    assert Image.open(folder / "grids_fast.png").width == 2 * 150
     written = {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()}
     assert wganlab(*command, cwd=tmp_path).returncode == 0
     assert {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()} == written

@@ -196,18 +196,18 @@ def test_weights_at_the_bound() -> None:
     assert of_critic.weights_at_bound(critic, 0.01) == {"0": 0.75, "1": 0.0}
 
 
-def test_the_debiased_distance_takes_off_what_samples_are_apart_by_themselves() -> None:
+@pytest.mark.parametrize("d", [0.0, 3.0])
+def test_the_debiased_distance_takes_off_what_samples_are_apart_by_themselves(d: float) -> None:
     """Points on a line that are moved by d: the distance is d, and both halves stay as far apart as the real ones."""
     points = torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
     protocol = Protocol(n=32, images=1, extractor=None)
     protocol.prepare(BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0))
     real, others = BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0).fixed_samples(64).chunk(2)
     apart = scipy.stats.wasserstein_distance(real.flatten(), others.flatten())
-    for d in (0.0, 3.0):
-        scores = protocol.scores(lambda n, d=d: torch.cat([real, others])[:n] + d)
-        assert scores["eval/emd"] == pytest.approx(d, abs=1e-6)
-        assert scores["eval/emd_real"] == pytest.approx(apart, rel=1e-5)
-        assert scores["eval/emd_debiased"] == pytest.approx(d - apart, rel=1e-5)
+    scores = protocol.scores(lambda n: (torch.cat([real, others]) + d)[:n])
+    assert scores["eval/emd"] == pytest.approx(d, abs=1e-6)
+    assert scores["eval/emd_real"] == pytest.approx(apart, rel=1e-5)
+    assert scores["eval/emd_debiased"] == pytest.approx(d - apart, rel=1e-5)
     perfect = protocol.scores(lambda n: torch.cat([others, real])[:n])
     assert perfect["eval/emd_debiased"] == pytest.approx(0, abs=1e-6)
 
@@ -237,7 +237,9 @@ def test_the_classifier_of_digits(digits: tuple[Tensor, Tensor], tmp_path: Path,
 
 def test_a_classifier_can_learn_from_another_data_set(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     samples, labels = digits
-    own, other = (Classifier(cache=str(tmp_path), dataset=dataset) for dataset in (None, Digits()))
+    own, other = (
+        Classifier(cache=str(tmp_path), dataset=dataset) for dataset in (None, construct(config(), "dataset"))
+    )
     own.prepare(samples, labels, hash_of(samples))
     other.prepare(samples[labels == 7], None, "sevens")  # of one class, which no classifier can learn
     assert other.describe() == own.describe()

@@ -32,8 +32,9 @@ class Study:
 
     ``sweep`` is a multirun, key -> values, which the command line may change; ``budgets`` are named changes of it,
     chosen by budget=NAME. ``claims`` are sentences that the runs decide, with the keys of
-    :class:`wganlab.report.claims.Claim`. ``samples_at_epochs`` are the epochs after which :func:`publish` shows the
-    samples of each run.
+    :class:`wganlab.report.claims.Claim`. ``samples_at_epochs`` are the epochs whose losses :func:`publish` shows, and
+    after which it shows samples; ``grids_at_steps`` the generator steps after which it shows whole grids of them. What
+    a source printed of its epochs stands in published.csv (:func:`wganlab.report.epochs.read_published`).
     """
 
     question: str
@@ -41,6 +42,7 @@ class Study:
     budgets: Mapping[str, Sweep] = field(default_factory=dict)
     claims: Sequence[Mapping[str, Any]] = ()
     samples_at_epochs: Sequence[PositiveInt] = ()
+    grids_at_steps: Sequence[PositiveInt] = ()
 
 
 def studies() -> dict[str, Path]:
@@ -183,7 +185,14 @@ def publish(folder: Path, sweep_dir: Path) -> list[Path]:
     study = read_study(folder)
     pieces = sweep_dir / "export"
     write_report(runs, pieces, question=study.question, verdicts=verdicts(folder, runs))
-    export(runs, pieces, samples_at_epochs=study.samples_at_epochs)
+    published = folder / "published.csv"
+    export(
+        runs,
+        pieces,
+        samples_at_epochs=study.samples_at_epochs,
+        grids_at_steps=study.grids_at_steps,
+        published=published if published.is_file() else None,
+    )
     written = publish_page(folder / "README.md", pieces)
     if (pieces / "verdicts.json").is_file():
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")

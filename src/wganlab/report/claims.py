@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from wganlab.metrics import metric_of
 from wganlab.report.compare import setting
+from wganlab.report.epochs import mean_over_epoch
 from wganlab.runs import Run, Status, final_and_best
 from wganlab.schema import ConfigError, check_call
 from wganlab.statistics import ALPHA, between, holm, interval, seeds_needed
@@ -22,11 +23,12 @@ class Claim:
     """A sentence that runs decide: the mean over seeds of one number lies above, below or between bounds.
 
     The number is ``metric`` of ``arm``: after the last step, at its best, the gap between these two (collapse), or its
-    mean over the run. With ``versus`` it is the difference to another arm with the same seed, or with ``ratio`` the
-    logarithm (base 10) of their ratio. With ``tracks`` it is instead the rank correlation of ``metric`` with another
-    one over the run. Where a study sweeps over more than arms and seeds, the number is the mean over the other keys;
-    ``where`` restricts the runs by their settings, and ``tuned`` takes the best run of each arm and seed instead of the
-    mean. A best value, and so ``tuned``, takes a metric with a direction (:data:`wganlab.metrics.METRICS`).
+    mean over the run, or over one ``epoch`` of it. With ``versus`` it is the difference to another arm with the same
+    seed, with ``versus_epoch`` to another epoch, or with ``ratio`` the logarithm (base 10) of their ratio. With
+    ``tracks`` it is instead the rank correlation of ``metric`` with another one over the run. Where a study sweeps over
+    more than arms and seeds, the number is the mean over the other keys; ``where`` restricts the runs by their
+    settings, and ``tuned`` takes the best run of each arm and seed instead of the mean. A best value, and so ``tuned``,
+    takes a metric with a direction (:data:`wganlab.metrics.METRICS`).
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Claim:
         metric: str,
         arm: str,
         at: At = "final",
+        epoch: PositiveInt | None = None,
         versus: str | None = None,
+        versus_epoch: PositiveInt | None = None,
         ratio: bool = False,
         tracks: str | None = None,
         where: Mapping[str, Any] | None = None,
@@ -47,7 +51,11 @@ class Claim:
     ) -> None:
         self.says, self.source, self.metric, self.arm, self.at = says, source, metric, arm, at
         self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
-        self.tuned = tuned
+        self.tuned, self.epoch, self.versus_epoch = tuned, epoch, versus_epoch
+        if versus_epoch is not None and epoch is None:
+            raise ValueError("versus_epoch needs epoch")
+        if epoch is not None and (tracks or at != "final"):
+            raise ValueError("epoch is a mean over an epoch; leave at and tracks out")
         if above is None and below is None:
             raise ValueError("needs above or below, or both: the numbers that would support it")
         self.low = -math.inf if above is None else above
@@ -66,7 +74,10 @@ class Claim:
             measured = f"rank correlation of {title} with {metric_of(self.tracks).title}"
         else:
             measured = {"final": "", "best": "best ", "gap": "last less best ", "mean": "mean "}[self.at] + title
-        arms = self.arm if self.versus is None else f"{self.arm} {'/' if self.ratio else '−'} {self.versus}"
+        of, other = (f" in epoch {epoch}" if epoch else "" for epoch in (self.epoch, self.versus_epoch or self.epoch))
+        arms = self.arm + of
+        if self.versus or self.versus_epoch:
+            arms += f" {'/' if self.ratio else '−'} {self.versus or self.arm}{other}"
         where = "".join(f", {key}={value}" for key, value in self.where.items())
         tuned = ", each tuned" if self.tuned else ""
         return f"{'log10 of ' if self.ratio else ''}{measured}: {arms}{where}{tuned}"
@@ -79,21 +90,25 @@ class Claim:
 
     def values(self, runs: Sequence[Run]) -> dict[str, float]:
         """The number for each seed that has it."""
-        first, second = self.measured(runs, self.arm), self.measured(runs, self.versus) if self.versus else {}
-        if self.versus is None:
+        first = self.measured(runs, self.arm, self.epoch)
+        if not (self.versus or self.versus_epoch):
             return first
+        second = self.measured(runs, self.versus or self.arm, self.versus_epoch or self.epoch)
         both = {seed: (first[seed], second[seed]) for seed in first if seed in second}
         if self.ratio:
-            return {seed: math.log10(one / other) for seed, (one, other) in both.items() if one > 0 and other > 0}
+            return {seed: math.log10(one / other) for seed, (one, other) in both.items() if one * other > 0}
         return {seed: one - other for seed, (one, other) in both.items()}
 
-    def measured(self, runs: Sequence[Run], arm: str) -> dict[str, float]:
-        """The number of one arm, by seed: the mean, or when ``tuned`` the best, over the other keys of the sweep."""
+    def measured(self, runs: Sequence[Run], arm: str, epoch: int | None) -> dict[str, float]:
+        """The number of one arm, in an epoch or the whole run, by seed.
+
+        It is the mean, or when ``tuned`` the best, over the other keys of the sweep.
+        """
         found: dict[str, list[float]] = {}
         for run in runs:
             if arm_of(run) != arm or any(setting(run, key) != str(value) for key, value in self.where.items()):
                 continue
-            value = self.of_run(run)
+            value = self.of_run(run) if epoch is None else mean_over_epoch(run.rows, self.metric, epoch)
             if value is not None and math.isfinite(value):
                 found.setdefault(str(run.config.get("seed")), []).append(value)
         best = max if metric_of(self.metric).direction == "higher" else min
@@ -210,6 +225,7 @@ def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, An
     summaries = [run.summary for run in runs if run.summary]
     return {
         "runs": len(summaries),
+        "steps": max((summary["steps"] for summary in summaries), default=0),
         "seconds": sum(summary["seconds"] for summary in summaries),
         "commits": sorted({summary["commit"] or "unknown" for summary in summaries}),
         "devices": sorted({f"{summary['device']}, {summary['threads']} threads" for summary in summaries}),

@@ -13,6 +13,8 @@ from wganlab.statistics import interval
 
 #: Keys that make no difference between arms: seeds and loggers.
 IGNORED = re.compile(r"(seed|logger)($|\.)")
+#: Keys in which the seeds of an arm of a study may differ: some runs are made longer than the claims need.
+BUDGETS = ("steps", "images")
 ABSENT = "–"
 NO_CURVES = ("step", "images_seen", "epoch", "seconds", "eval/emd_real")
 
@@ -36,9 +38,12 @@ def arms(runs: Sequence[Run]) -> list[str]:
     """A short name for each run; runs that differ only in their seed share one.
 
     The name holds the overrides that differ, or all differing keys where two configs have the same overrides.
+    Arms of a study do not differ by their budgets.
     """
-    differing = differing_keys(runs)
+    ignored = BUDGETS if all("arms" in run.overrides for run in runs) else ()
+    differing = {key: values for key, values in differing_keys(runs).items() if key not in ignored}
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
+    given = {key: None for key in given if key not in ignored}
     columns: dict[str, list[str]] = {}
     for key in given:
         values = [setting(run, key) for run in runs]
@@ -51,6 +56,20 @@ def arms(runs: Sequence[Run]) -> list[str]:
     shown = [(row, "" if key == "arms" else f"{key}=") for key, row in columns.items()]
     names = [", ".join(f"{prefix}{row[i]}" for row, prefix in shown) for i in range(len(runs))]
     return [name or identity(run) for name, run in zip(names, runs, strict=True)]
+
+
+def longest(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Run]:
+    """Of each arm the run with the most steps, and of several such runs the first."""
+    found: dict[str, Run] = {}
+    for run, name in zip(runs, names, strict=True):
+        if name not in found or last_step(run) > last_step(found[name]):
+            found[name] = run
+    return found
+
+
+def last_step(run: Run) -> float:
+    """The generator step of the last row of a run."""
+    return run.rows[-1]["step"] if run.rows else 0
 
 
 def setting(run: Run, key: str) -> str:
@@ -128,13 +147,18 @@ def by_protocol(records: Sequence[dict[str, Any]]) -> dict[str | None, list[dict
 
 
 def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A record per arm: each number as its mean and 95% interval (mean, low, high) over the completed runs."""
+    """A record per arm: each number as its mean and 95% interval (mean, low, high) over the completed runs.
+
+    Of runs that were given different budgets, these are the longest.
+    """
     arms: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         arms.setdefault(record["arm"], []).append(record)
     found = []
     for arm, members in arms.items():
         completed = [record for record in members if record["state"] == Status.COMPLETED]
+        most = max((record["steps"] or 0 for record in completed), default=0)
+        completed = [record for record in completed if (record["steps"] or 0) == most]
         keys = dict.fromkeys(
             key for record in completed for key, value in record.items() if isinstance(value, float | int)
         )

@@ -66,6 +66,23 @@ def samples_by_epoch(run: Run, epochs: Sequence[int]) -> Figure | None:
     return figure
 
 
+def grids_by_step(run: Run, steps: Sequence[int]) -> Figure | None:
+    """A run's grids of samples after each of these generator steps that it has, ten in a row; None without any."""
+    grids = {f"step {step:,}": run.samples[step] for step in steps if step in run.samples}
+    if not grids:
+        return None
+    rows = -(-len(grids) // 10)
+    columns = -(-len(grids) // rows)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 * columns, 1.7 * rows), layout="constrained")
+        for axes in np.ravel(figure.subplots(rows, columns)):
+            axes.set_axis_off()
+        for axes, (name, path) in zip(figure.axes, grids.items(), strict=False):
+            axes.imshow(mpl.image.imread(path), cmap="gray", interpolation="nearest")
+            axes.set_title(name, fontsize=8)
+    return figure
+
+
 def critic_weights(checkpoint: Mapping) -> np.ndarray:
     """Entries of the critic's matrices and kernels in a loaded checkpoint; biases and norm scales left out.
 

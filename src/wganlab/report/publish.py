@@ -7,30 +7,49 @@ from pathlib import Path
 
 from wganlab.config import folder_name
 from wganlab.files import write_text
-from wganlab.report import figures, networks, tuning
-from wganlab.report.compare import arms, results
+from wganlab.report import epochs, figures, networks, tuning
+from wganlab.report.compare import arms, longest, results
 from wganlab.report.tables import latex_table, markdown_table
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
 
 
-def export(runs: Sequence[Run], folder: Path, *, samples_at_epochs: Sequence[int] = ()) -> None:
+def export(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    samples_at_epochs: Sequence[int] = (),
+    grids_at_steps: Sequence[int] = (),
+    published: Path | None = None,
+) -> None:
     """Write table.md and table.tex, samples.png (last grids side by side) and each curve as SVG.
 
-    With ``samples_at_epochs``, also epochs_ARM.png of each run: its samples after so many epochs. Where hyperparameters
-    were tuned, also tuning.svg and tuning.md.
+    Of the longest run of each arm also, with ``samples_at_epochs``, epochs_ARM.png: its samples after so many epochs;
+    with ``grids_at_steps``, grids_ARM.png: whole grids after so many steps; and epochs.md and epochs.svg: the losses of
+    these epochs, beside what a source ``published`` (see :mod:`wganlab.report.epochs`). Where hyperparameters were
+    tuned, also tuning.svg and tuning.md.
     """
     names = arms(runs)
+    shown = longest(runs, names)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown_table(results(runs)))
     write_text(folder / "table.tex", latex_table(results(runs)))
-    grids = {name: list(run.samples.values())[-1] for run, name in zip(runs, names, strict=True) if run.samples}
+    grids = {name: list(run.samples.values())[-1] for name, run in shown.items() if run.samples}
     if grids:
         networks.side_by_side(grids).savefig(folder / "samples.png", dpi=100)
-    for run, name in zip(runs, names, strict=True) if samples_at_epochs else ():
-        drawn = networks.samples_by_epoch(run, samples_at_epochs)
-        if drawn is not None:
-            drawn.savefig(folder / f"epochs_{folder_name(name)}.png", dpi=100)
+    for name, run in shown.items():
+        for kind, drawn in (
+            ("epochs", networks.samples_by_epoch(run, samples_at_epochs)),
+            ("grids", networks.grids_by_step(run, grids_at_steps)),
+        ):
+            if drawn is not None:
+                drawn.savefig(folder / f"{kind}_{folder_name(name)}.png", dpi=100)
+    losses = {name: of for name, run in shown.items() if (of := epochs.epochs_of(run))} if samples_at_epochs else {}
+    if losses:
+        printed = epochs.read_published(published) if published else {}
+        losses |= {epochs.PUBLISHED: printed} if printed else {}
+        write_text(folder / "epochs.md", epochs.table(losses, [*samples_at_epochs, *printed]))
+        write_text(folder / "epochs.svg", figures.svg(epochs.figure(losses)))
     for metric, curve in figures.curves(runs, names).items():
         name = re.sub(r"[^\w.-]", "_", metric)
         write_text(folder / f"{name}.svg", figures.svg(curve))
