@@ -241,6 +241,26 @@ def test_claims_on_epochs_take_the_mean_over_their_steps(tmp_path: Path) -> None
             read_claims([base | changes], ["a", "b"], "study.yaml")
 
 
+def test_claims_may_take_runs_as_if_they_had_ended_earlier(tmp_path: Path) -> None:
+    """FID goes from twice the last value by half of it to that, at steps 10, 20 and 30."""
+    runs(tmp_path / "done", {"a": [10.0, 12.0]})
+    runs(tmp_path / "going on", {"a": [7.0, 7.0, 14.0]}, "running")
+    found = find_runs([tmp_path])
+    base: dict[str, Any] = {"says": "x", "source": "y", "metric": "eval/fid", "arm": "a", "below": 0}
+    for changes, values in (
+        ({}, [10, 12]),
+        ({"until": {"step": 20}}, [(5 + 3.5) / 2, (6 + 3.5) / 2, 7]),
+        ({"until": {"step": 29}}, [(5 + 3.5) / 2, (6 + 3.5) / 2, 7]),
+        ({"until": {"step": 20}, "at": "mean"}, [(12.5 + 8.75) / 2, (15 + 8.75) / 2, 17.5]),
+        ({"until": {"step": 31}}, []),
+    ):
+        (claim,) = read_claims([base | changes], ["a"], "study.yaml")
+        assert list(claim.values(found).values()) == pytest.approx(values)
+    assert claim.number.endswith(": a, until step 31")
+    with pytest.raises(ConfigError, match="until"):
+        read_claims([base | {"until": {"hours": 3}}], ["a"], "study.yaml")
+
+
 def test_seeds_of_a_study_may_have_run_for_different_budgets(tmp_path: Path) -> None:
     for seed, epochs in enumerate((2, 3, 3)):
         epochs_of_four_steps(tmp_path, "a", seed, epochs, seed + 1.0)

@@ -23,7 +23,10 @@ FITTING = {
     "parallel_line": ["dataset=parallel_line"],
     "random_architecture": ["dataset.size=32", "model.generator.width=0.1"],
 }
-NEED_FILES = [("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces")]
+NEED_FILES = [
+    *(("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces")),
+    ("extractor", "cifar10"),
+]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: value)

@@ -46,7 +46,7 @@ PAGES = [*sorted((ROOT / "experiments").glob("*/README.md")), ROOT / "experiment
 STUDIES = [
     shlex.split(line, comments=True)[2:]
     for text in (README, *(page.read_text() for page in PAGES))
-    for line in text.splitlines()
+    for line in text.replace("\\\n", "").splitlines()
     if line.strip().startswith("wganlab study") and not line.startswith(("wganlab study lr", "wganlab study --list"))
 ]
 STUDIES = [[argument for argument in command if argument != "--publish"] for command in STUDIES]

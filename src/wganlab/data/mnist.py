@@ -27,7 +27,7 @@ class MNIST:
         if missing and download:
             read("MNIST", self.root, train=train, download=True)
         elif missing:
-            advice = "unpack the four MNIST files there, or let torchvision fetch them with dataset.download=true"
+            advice = "unpack the four MNIST files there, or let torchvision fetch them by download=true beside it"
             raise InvalidValueError("root", root, f"{raw} lacks {', '.join(missing)}; {advice}")
         with open(raw / IMAGES[train], "rb") as file:
             header = file.read(8)  # big-endian: magic number 2051, number of images

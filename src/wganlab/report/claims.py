@@ -23,12 +23,13 @@ class Claim:
     """A sentence that runs decide: the mean over seeds of one number lies above, below or between bounds.
 
     The number is ``metric`` of ``arm``: after the last step, at its best, the gap between these two (collapse), or its
-    mean over the run, or over one ``epoch`` of it. With ``versus`` it is the difference to another arm with the same
-    seed, with ``versus_epoch`` to another epoch, or with ``ratio`` the logarithm (base 10) of their ratio. With
-    ``tracks`` it is instead the rank correlation of ``metric`` with another one over the run. Where a study sweeps over
-    more than arms and seeds, the number is the mean over the other keys; ``where`` restricts the runs by their
-    settings, and ``tuned`` takes the best run of each arm and seed instead of the mean. A best value, and so ``tuned``,
-    takes a metric with a direction (:data:`wganlab.metrics.METRICS`).
+    mean over the run, or over one ``epoch`` of it. ``until`` takes a run as if it had ended there, at a number of
+    steps, epochs or images; runs that are still being made longer count, too. With ``versus`` it is the difference to
+    another arm with the same seed, with ``versus_epoch`` to another epoch, or with ``ratio`` the logarithm (base 10) of
+    their ratio. With ``tracks`` it is instead the rank correlation of ``metric`` with another one over the run. Where a
+    study sweeps over more than arms and seeds, the number is the mean over the other keys; ``where`` restricts the runs
+    by their settings, and ``tuned`` takes the best run of each arm and seed instead of the mean. A best value, and so
+    ``tuned``, takes a metric with a direction (:data:`wganlab.metrics.METRICS`).
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Claim:
         arm: str,
         at: At = "final",
         epoch: PositiveInt | None = None,
+        until: Mapping[Literal["step", "epoch", "images_seen"], PositiveInt] | None = None,
         versus: str | None = None,
         versus_epoch: PositiveInt | None = None,
         ratio: bool = False,
@@ -52,6 +54,7 @@ class Claim:
         self.says, self.source, self.metric, self.arm, self.at = says, source, metric, arm, at
         self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
         self.tuned, self.epoch, self.versus_epoch = tuned, epoch, versus_epoch
+        self.until = dict(until or {})
         if versus_epoch is not None and epoch is None:
             raise ValueError("versus_epoch needs epoch")
         if epoch is not None and (tracks or at != "final"):
@@ -79,6 +82,7 @@ class Claim:
         if self.versus or self.versus_epoch:
             arms += f" {'/' if self.ratio else '−'} {self.versus or self.arm}{other}"
         where = "".join(f", {key}={value}" for key, value in self.where.items())
+        where += "".join(f", until {key.replace('_', ' ')} {value:,}" for key, value in self.until.items())
         tuned = ", each tuned" if self.tuned else ""
         return f"{'log10 of ' if self.ratio else ''}{measured}: {arms}{where}{tuned}"
 
@@ -117,9 +121,14 @@ class Claim:
 
     def of_run(self, run: Run) -> float | None:
         """The number of one run; None where it was not measured, or the run is not complete."""
-        if run.state != Status.COMPLETED:
+        made = run.rows
+        for key, last in self.until.items():
+            if not any(row.get(key, 0) >= last for row in made):
+                return None
+            made = [row for row in made if row.get(key, 0) <= last]
+        if run.state != Status.COMPLETED and not self.until:
             return None
-        rows = [row for row in run.rows if self.metric in row]
+        rows = [row for row in made if self.metric in row]
         if self.tracks:
             pairs = [(row[self.metric], row[self.tracks]) for row in rows if self.tracks in row]
             if len(pairs) < 3:
