@@ -204,11 +204,11 @@ def test_the_debiased_distance_takes_off_what_samples_are_apart_by_themselves(d:
     protocol.prepare(BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0))
     real, others = BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0).fixed_samples(64).chunk(2)
     apart = scipy.stats.wasserstein_distance(real.flatten(), others.flatten())
-    scores = protocol.scores(lambda n: (torch.cat([real, others]) + d)[:n])
+    scores = protocol.scores(lambda n: (torch.cat([real, others]) + d)[:n].split(7))
     assert scores["eval/emd"] == pytest.approx(d, abs=1e-6)
     assert scores["eval/emd_real"] == pytest.approx(apart, rel=1e-5)
     assert scores["eval/emd_debiased"] == pytest.approx(d - apart, rel=1e-5)
-    perfect = protocol.scores(lambda n: torch.cat([others, real])[:n])
+    perfect = protocol.scores(lambda n: [torch.cat([others, real])[:n]])
     assert perfect["eval/emd_debiased"] == pytest.approx(0, abs=1e-6)
 
 
@@ -328,3 +328,78 @@ def test_a_search_minimises_fid_or_else_emd() -> None:
 def test_unknown_columns_are_neutral() -> None:
     assert metric_of("mine/score") == Metric("mine/score")
     assert (metric_of("mine/score").direction, metric_of("mine/score").sign) == (None, 1)
+
+
+class Pixels:
+    """An extractor whose features are the pixels, and their first three the logits."""
+
+    knows_classes = False
+
+    def prepare(self, samples: Tensor, labels: Tensor | None, fingerprint: str) -> None:
+        pass
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        rows = images.flatten(1)
+        return rows, rows[:, :3]
+
+    def describe(self) -> dict[str, str | int | float]:
+        return {"extractor": "pixels"}
+
+
+FEATURES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
+DISTANCES = {"emd", "emd_real", "emd_debiased"}
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "expected", "said"),
+    [
+        (1, 12, {"emd", "inception_score"}, "1 real and 12 generated samples: eval/emd_real (2 real, 0 generated), "),
+        (2, 2, {*DISTANCES, "fid", "kid"}, "2 real and 2 generated samples: eval/precision (4 real, 4 generated), "),
+        (
+            4,
+            8,
+            (FEATURES | DISTANCES) - {"density", "coverage", "inception_score"},
+            "eval/density (6 real, 1 generated)",
+        ),
+        (6, 10, FEATURES | DISTANCES, ""),
+        (6, 1, set(), ""),
+    ],
+)
+def test_scores_that_samples_are_too_few_for_are_named_and_left_out(
+    real: int, generated: int, expected: set[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All others are finite."""
+    images = torch.rand(real, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    protocol = Protocol(n=8, images=generated, extractor=Pixels())
+    stream = BatchStream(images, batch_size=1, n_critic=1, steps=1, seed=0)
+    if generated == 1:
+        with pytest.raises(ConfigError, match="extractor: 6 real and 1 generated samples are too few for any"):
+            protocol.prepare(stream)
+        return
+    protocol.prepare(stream)
+    scores = protocol.scores(lambda n: torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(1)).split(3))
+    assert {name.removeprefix("eval/") for name in scores} == expected
+    assert all(map(math.isfinite, scores.values()))
+    out = capsys.readouterr().out
+    assert said in out
+    assert out.count("\n") == bool(said)
+
+
+def test_scores_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity import metric_fid, metric_kid, metric_prc
+
+    real, fake = normal(300, 8).float(), normal(250, 8, seed=1).float() * 1.2
+    monkeypatch.setattr(of, "BLOCK", 64)
+    statistics = [metric_fid.fid_features_to_statistics(rows.double()) for rows in (real, fake)]
+    fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
+    assert of.frechet_distance(real, fake) == pytest.approx(fid, rel=1e-10)
+    options = {"kid_subsets": 20, "kid_subset_size": 250, "rng_seed": 0, "verbose": False}
+    kid = metric_kid.kid_features_to_metric(fake.double(), real.double(), **options)[metric_kid.KEY_METRIC_KID_MEAN]
+    assert of.kernel_distance(real, fake) == pytest.approx(kid, rel=1e-10)
+    whole = metric_prc.prc_features_to_metric(fake, real, prc_neighborhood=3, verbose=False)
+    assert of.precision_recall(real, fake) == {key: whole[key] for key in ("precision", "recall")}
+    radius = torch.cdist(real, real).kthvalue(6).values
+    inside = torch.cdist(real, fake) < radius[:, None]
+    assert of.density_coverage(real, fake) == pytest.approx(
+        {"density": inside.sum().item() / (5 * 250), "coverage": inside.any(1).float().mean().item()}
+    )

@@ -1,11 +1,16 @@
 """Regularizers against closed forms: the gradient of a linear critic is its weight, everywhere."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.conftest import config
 from wganlab.regularizers import (
     GradientPenalty,
     Regularizer,
@@ -14,6 +19,9 @@ from wganlab.regularizers import (
     gradient_norms,
     interpolate,
 )
+from wganlab.schema import ConfigError
+from wganlab.training import fit
+from wganlab.validate import validate
 
 SHAPES = [(2,), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 
@@ -185,3 +193,71 @@ def test_the_base_class_is_neutral() -> None:
     Regularizer().project(critic)
     assert Regularizer().prepare(critic) is critic
     assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))
+
+
+class AttentionCritic(nn.Module):
+    """Somebody's critic, of an operation whose fast kernels have no second derivative."""
+
+    def __init__(self, *, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(8, 24), nn.Linear(64, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        queries, keys, values = self.inner(images[:, 0]).chunk(3, dim=-1)
+        return self.head(self.attend(queries, keys, values).flatten(1)).squeeze(1)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(queries, keys, values)
+
+
+class FlashCritic(AttentionCritic):
+    """One that insists on such a kernel."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().attend(queries[:, None], keys[:, None], values[:, None]).squeeze(1)
+
+
+class OnceCritic(AttentionCritic):
+    """One with an operation of its own, of which autograd.grad would leave the second derivative out in silence."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return Doubled.apply(queries * keys * values)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+def of_critic(name: str) -> list[str]:
+    ours = ["hidden", "norm", "slope", "output", "init", "minibatch_kernels"]
+    own = [f"~model.critic.{key}" for key in ours if key in config().model.critic]
+    return [*own, f"model.critic._target_=tests.test_regularizers.{name}", "dataset.size=8", "batch_size=8", "steps=2"]
+
+
+def test_a_critic_with_attention_is_penalised_by_a_kernel_that_can_be(tmp_path: Path) -> None:
+    summary = fit(config(*of_critic("AttentionCritic"), "logger=csv", "callbacks=none"), tmp_path)
+    assert summary["final"]["critic/penalty"] > 0
+
+
+@pytest.mark.parametrize(
+    ("critic", "operation", "helps"),
+    [
+        ("FlashCritic", "_scaled_dot_product_flash_attention_for_cpu_backward", r"sdpa_kernel\(SDPBackend\.MATH\)"),
+        ("OnceCritic", "an operation marked as once_differentiable", "another operation"),
+    ],
+)
+def test_a_penalty_without_second_derivative_is_refused_before_training(
+    critic: str, operation: str, helps: str
+) -> None:
+    expected = rf"^loss\.regularizer\.gradient_penalty: .*\.{critic}, and {operation} has no derivative; .*{helps}"
+    with pytest.raises(ConfigError, match=expected):
+        validate(config(*of_critic(critic)))
+    validate(config(*of_critic(critic), "loss=wgan_clip"))  # which has no penalty

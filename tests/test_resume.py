@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from pytorch_lightning import Callback, Trainer
 
 from tests.conftest import begin, config, wait_for, wganlab
@@ -216,3 +218,33 @@ def test_locks_die_with_their_holder(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert not list(tmp_path.iterdir()), "the lock leaves no file"
     assert os.path.isdir(tmp_path)
+
+
+def test_a_last_evaluation_that_fails_costs_one_step(tmp_path: Path) -> None:
+    """The state before the last step is saved: mended, the run makes that step and its evaluation again."""
+    settings = config(
+        *TOY, *QUICK, "callbacks.checkpoints.every=100", "+callbacks.bomb={_target_: tests.test_resume.Bomb, at: 18}"
+    )
+    for name in ("failed", "whole"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(MemoryError):
+        fit(settings, tmp_path / "failed")
+    saved = torch.load(tmp_path / "failed" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 17
+    mended = config(*TOY, *QUICK, "callbacks.checkpoints.every=100")
+    fit(mended, tmp_path / "failed")
+    fit(mended, tmp_path / "whole")
+    assert_same(outcome(tmp_path / "failed"), outcome(tmp_path / "whole"))
+
+
+def test_four_images_in_two_classes_train_to_their_end(tmp_path: Path) -> None:
+    for i in range(4):
+        path = tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 60 * i).save(path)
+    few = ["steps=1", "batch_size=4", "callbacks.evaluation.images=8", "extractor=classifier"]
+    data = ["dataset=image_folder", f"dataset.root={tmp_path / 'images'}", "dataset.size=8"]
+    summary = fit(config(*QUICK, *few, *data), tmp_path)
+    assert {"eval/emd", "eval/fid", "eval/classes"} <= summary["final"].keys()
+    assert {"eval/inception_score", "eval/coverage"}.isdisjoint(summary["final"])
+    assert all(map(math.isfinite, summary["final"].values()))

@@ -4,19 +4,21 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from wganlab import parallel
 from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
 from wganlab.contracts import Latent, Loss, critic_steps
+from wganlab.data import Columns
 from wganlab.data.stream import Batch, to_unit_range
 from wganlab.networks.layers import ImageCritic, evaluation_mode, takes_labels
 from wganlab.window import Record, Window
@@ -43,7 +45,8 @@ class AdversarialModule(LightningModule):
     """Alternates ``n_critic`` critic steps, each on fresh real images, with one generator step on fresh latents.
 
     ``training_step`` receives the real images of one generator step, the unit of time: ``trainer.global_step`` counts
-    generator steps. ``shape`` is that of one sample and ``fingerprint`` a hash of all, both noted in checkpoints.
+    generator steps. ``shape`` is that of one sample, ``columns`` says what its values are in a table, and
+    ``fingerprint`` is a hash of all samples; they are noted in checkpoints.
     ``labels`` are those of the data, kept for networks that take labels. ``observed`` collects what observers measured
     at the current step; :meth:`window_means` yields the training metrics averaged since the last call. ``compiled``
     holds, by network and active regularizers, functions that stand in for the gradients of its objective.
@@ -78,6 +81,7 @@ class AdversarialModule(LightningModule):
         self.critic_steps = critic_steps(loss.n_critic, loss.warmup)
         self.critic_step_count = 0
         self.shape: tuple[int, ...] = ()
+        self.columns: Columns | None = None
         self.fingerprint = ""
         self.labels: Tensor | None = None
         self.observed: dict[str, float] = {}
@@ -109,6 +113,8 @@ class AdversarialModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
+        if self.columns is not None:
+            checkpoint["columns"] = [list(self.columns.names), self.columns.shift, self.columns.scale]
         checkpoint["fingerprint"] = self.fingerprint
         checkpoint["window"] = self.window.state()
         checkpoint["critic_steps"] = self.critic_step_count
@@ -130,12 +136,15 @@ class AdversarialModule(LightningModule):
             return parallel.shard(sample_latents(n * parallel.world_size(), self.latent_dim, self.latent, **options))
         return sample_latents(n, self.latent_dim, self.latent, **options)
 
-    @torch.no_grad()
     def generate(self, n: int, *, seed: int = 0) -> Tensor:
         """n samples (n, *shape) of the generator in evaluation mode, always the same for a seed and its weights.
 
         They are those of the averaged generator where there is one. Labels are drawn from those of the data.
         """
+        return torch.cat([*self.generate_parts(n, seed=seed)])
+
+    def generate_parts(self, n: int, *, seed: int = 0) -> Iterator[Tensor]:
+        """What :meth:`generate` returns, in parts of at most 512 samples."""
         random = torch.Generator(self.device).manual_seed(seed)
         latents = self.latents(n, generator=random)
         labels = None
@@ -144,11 +153,10 @@ class AdversarialModule(LightningModule):
             rows = torch.randint(len(self.labels), (n,), generator=random, device=self.device)
             labels = self.labels.to(self.device)[rows]
         network = self.generator if self.averaging is None else self.averaging.network
-        with evaluation_mode(network):
-            parts = [slice(start, start + 512) for start in range(0, n, 512)]
-            return torch.cat(
-                [self.fake(latents[part], None if labels is None else labels[part], network) for part in parts]
-            )
+        for part in (slice(start, start + 512) for start in range(0, n, 512)):
+            with torch.no_grad(), evaluation_mode(network):  # both are put back before others are at work
+                fake = self.fake(latents[part], None if labels is None else labels[part], network)
+            yield fake
 
     def fake(self, latents: Tensor, labels: Tensor | None, network: nn.Module | None = None) -> Tensor:
         """Images of the generator; labels (n,) reach it only if its ``forward`` takes them."""
@@ -285,7 +293,8 @@ class AdversarialModule(LightningModule):
         total: Tensor | None = None
         critic = self.scorer(real.labels)
         for part in (self.loss.regularizer[name] for name in active):
-            term = part.penalty(critic, real.images, fake)
+            with sdpa_kernel(SDPBackend.MATH):  # the gradients of attention's other kernels have none of their own
+                term = part.penalty(critic, real.images, fake)
             term = term if part.every == 1 else part.every * term
             total = term if total is None else total + term
         return real.images.new_zeros(()) if total is None else total

@@ -16,7 +16,7 @@ from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.config import source_key
 from wganlab.contracts import Loss, critic_steps
-from wganlab.data import Source, size
+from wganlab.data import Source, columns_of, size
 from wganlab.data.stream import BatchStream, EndlessStream
 from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
@@ -86,7 +86,7 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
         averaging=construct(config, "averaging") if config.get("averaging") else None,
         augmentation=construct(config, "augmentation") if config.get("augmentation") else None,
     )
-    module.shape = tuple(source.shape)
+    module.shape, module.columns = tuple(source.shape), columns_of(source)
     try:
         module.configure_optimizers()
     except (ValueError, RuntimeError) as error:  # torch's words for values that it refuses

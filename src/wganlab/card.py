@@ -17,7 +17,7 @@ from wganlab.schema import HYDRA_KEYS, is_node, locate
 def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) -> str:
     """The card in Markdown, of the generator of ``run`` after ``step`` steps; ``config`` is resolved.
 
-    ``facts`` are those of the export: format, checkpoint, images_seen, shape, dtype, parameters,
+    ``facts`` are those of the export: format, checkpoint, images_seen, shape, columns, dtype, parameters,
     difference.
     """
     environment = jinja2.Environment(
@@ -27,7 +27,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"as_call": as_call, "description": description}
+    environment.filters |= {"zip": zip, "as_call": as_call, "description": description}
     return environment.get_template("card.md.jinja").render(
         **facts,
         config=config,

@@ -171,7 +171,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "study": study,
     "evaluate": on_a_run("evaluate", "writes the scores of a checkpoint, and their protocol, to evaluation/"),
     "report": report,
-    "sample": on_a_run("sample", "writes samples.png, interpolation.png and images/ (points.csv of points)"),
+    "sample": on_a_run(
+        "sample", "writes samples.png, interpolation.png and images/ (points.csv of points, table.csv of tables)"
+    ),
     "export": on_a_run("export", "writes a generator, its config and its card to export/"),
 }
 

@@ -127,9 +127,9 @@ def real_samples(
 @torch.no_grad()
 def score(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[dict[str, float], Tensor]:
     """All scores of a module in evaluation mode, and the samples that it generated."""
-    scores = protocol.scores(partial(module.generate, seed=seed))
+    scores = protocol.scores(partial(module.generate_parts, seed=seed))
     real, fake = protocol.real, module.generate(len(protocol.real), seed=seed)
-    if fake.dim() == 4:
+    if fake.dim() == 4 and len(protocol.stream.samples) > 1:
         scores["eval/memorisation"] = memorisation(fake, protocol.stream.samples)
     if module.conditional["critic"]:
         return scores, fake  # the protocol's real images come without labels

@@ -27,7 +27,7 @@ from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.files import write_json, write_text
 from wganlab.runs import Run, read_checkpoint
-from wganlab.sample import load_networks
+from wganlab.sample import columns_in, load_networks
 from wganlab.schema import ConfigError
 from wganlab.validate import command_settings
 
@@ -135,7 +135,12 @@ def write_export(
     # version 1 did not note it, and had no other number of critic steps than n_critic
     by_steps = saved["global_step"] * trained.loss.n_critic * trained.batch_size
     facts |= {"images_seen": saved.get("images_seen", by_steps)}
-    facts |= {"shape": saved["shape"], "dtype": str(draw(1).dtype).removeprefix("torch."), "difference": difference}
+    facts |= {
+        "columns": columns_in(saved),
+        "shape": saved["shape"],
+        "dtype": str(draw(1).dtype).removeprefix("torch."),
+        "difference": difference,
+    }
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     write_text(folder / "README.md", model_card(run, resolved, parameters=parameters, **facts))
     return difference

@@ -1,21 +1,41 @@
-"""Pictures of samples: grids of images, scatter plots of points."""
+"""Pictures of samples: grids of images, scatter plots of points, histograms of tables."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from wganlab.data import Columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 #: Points and value surfaces are drawn over [-EXTENT, EXTENT] in both directions, surfaces on SURFACE x SURFACE values.
 EXTENT, SURFACE = 3.0, 64
+#: Images in one grid, and columns of a table in one picture, at most: the first of them.
+GRID, PANELS = 1024, 36
 
 
-def save_samples(fake: Tensor, path: Path, *, real: Tensor | None = None, critic: nn.Module | None = None) -> None:
-    """Write samples as one PNG: images (n, channels, height, width) as a grid, points (n, 2) as a scatter plot.
+def save_samples(
+    fake: Tensor,
+    path: Path,
+    *,
+    real: Tensor | None = None,
+    critic: nn.Module | None = None,
+    columns: Columns | None = None,
+) -> None:
+    """Write samples as one PNG: images (n, channels, height, width) as a grid, points (n, 2) as a scatter plot, rows
+    of a table (n, columns) as histograms.
 
     Of images, ``real`` and ``critic`` are not used. Raises ValueError for samples of other shapes.
     """
     if fake.dim() == 4:
-        save_grid(fake, path)
+        save_grid(fake[:GRID], path)
+    elif columns is not None:
+        save_histograms(fake, path, columns=columns, real=real)
     else:
         save_scatter(fake, path, real=real, critic=critic)
 
@@ -69,5 +89,57 @@ def save_scatter(
     else:
         x, y = fake.float().cpu().T
         axes.scatter(x, y, s=6, c="tab:green", linewidths=0, label="generated")
+    save_figure(figure, path)
+
+
+def save_histograms(fake: Tensor, path: Path, *, columns: Columns, real: Tensor | None = None) -> None:
+    """Write rows of a table (n, columns) as one PNG: a histogram of each column in its units, real ones in orange.
+
+    What lies beyond the hundredth at either end is counted in the last bins.
+    """
+    shown = [columns.in_units(rows) for rows in (real, fake) if rows is not None]
+    colours = ["tab:orange", "tab:green"][-len(shown) :]
+    figure, panels = panels_of(columns)
+    for column, axes in panels:
+        values = [rows[:, column][rows[:, column].isfinite()].double() for rows in shown]
+        ends = [value.quantile(q).item() for value in values if len(value) for q in (0.01, 0.99)]
+        low, high = min(ends, default=0.0), max(ends, default=0.0)
+        low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+        for value, colour in zip(values, colours, strict=True):
+            axes.hist(value.clamp(low, high).numpy(), bins=24, range=(low, high), color=colour, alpha=0.6)
+    save_figure(figure, path)
+
+
+def save_paths(rows: Tensor, path: Path, *, columns: Columns) -> None:
+    """Write paths of rows of a table (n, length, columns) as one PNG: each column along the paths."""
+    rows = columns.in_units(rows)
+    figure, panels = panels_of(columns)
+    for column, axes in panels:
+        axes.plot(rows[:, :, column].T.numpy(), c="tab:green", lw=0.8)
+    save_figure(figure, path)
+
+
+def panels_of(columns: Columns) -> tuple[Any, Iterator[tuple[int, "Axes"]]]:
+    """A figure, and a titled panel of it for each of the first columns, with its number."""
+    from matplotlib.figure import Figure
+
+    n = min(len(columns.names), PANELS)
+    across = math.ceil(math.sqrt(n))
+    down = math.ceil(n / across)
+    figure = Figure(figsize=(1.7 * across + 0.3, 1.3 * down + 0.3), layout="constrained")
+
+    def panels() -> Iterator[tuple[int, "Axes"]]:
+        for column in range(n):
+            axes = figure.add_subplot(down, across, column + 1)
+            axes.set_title(columns.names[column].replace("$", r"\$")[:24], fontsize=7)
+            axes.tick_params(labelsize=6)
+            axes.set_yticks([])
+            yield column, axes
+
+    return figure, panels()
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG whose bytes are the same for the same picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -147,7 +147,7 @@ class Run:
     def rows(self) -> list[Row]:
         """metrics.csv as numbers. Cells without a finite value are left out, damaged rows are skipped."""
         rows: list[Row] = []
-        damaged, diverged = 0, None
+        damaged, not_finite = 0, dict[str, float]()
         try:
             for found in read_metrics(self.folder / "metrics.csv"):
                 if found is None:
@@ -155,14 +155,17 @@ class Run:
                     continue
                 _, row = found
                 finite = {key: value for key, value in row.items() if math.isfinite(value)}
-                diverged = row["step"] if diverged is None and len(finite) < len(row) else diverged
+                not_finite = dict.fromkeys(row.keys() - finite.keys(), row["step"]) | not_finite
                 rows.append(finite)
         except OSError:
             self.problems.append("metrics.csv is missing")
         if damaged:
             self.problems.append(f"metrics.csv: {damaged} damaged rows skipped")
-        if diverged is not None:
-            self.problems.append(f"diverged: values that are not finite from step {diverged}")
+        if of_training := [step for key, step in not_finite.items() if key.startswith(("critic/", "generator/"))]:
+            self.problems.append(f"diverged: values that are not finite from step {min(of_training)}")
+        elif not_finite:  # a score of too few samples, say
+            named = ", ".join(f"{key} from step {step}" for key, step in sorted(not_finite.items()))
+            self.problems.append(f"not finite: {named}")
         return rows
 
     @cached_property

@@ -1,10 +1,11 @@
-"""``wganlab sample``: images and a latent interpolation from a trained generator."""
+"""``wganlab sample``: samples and a latent interpolation from a trained generator."""
 
+import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torchvision.transforms.functional import to_pil_image
 from wganlab.adversarial import sample_latents
 from wganlab.averaging import trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
+from wganlab.data import Columns
 from wganlab.networks.layers import takes_labels
-from wganlab.pictures import save_grid, save_samples, save_scatter
-from wganlab.runs import Run
+from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
+from wganlab.runs import Run, read_checkpoint
 from wganlab.schema import ConfigError
 from wganlab.validate import Seed, command_settings
 
@@ -47,15 +49,17 @@ def sample(
     """
     opened, folder = Run.open(run), Path(output)
     trained = trained_config(opened, "draw")
-    (generator,) = load_networks(trained, opened.checkpoint(checkpoint), "generator")
+    path = opened.checkpoint(checkpoint)
+    (generator,) = load_networks(trained, path, "generator")
+    columns = columns_in(read_checkpoint(path, "checkpoint"))
     check_output(folder)
     random = torch.Generator().manual_seed(seed)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".sample-", dir=folder.parent) as part:
             new = Path(part, "new")
-            write_samples(draw(generator, trained.model, n, random), new)
-            write_interpolation(generator, trained.model, interpolations, frames, random, new)
+            write_samples(draw_parts(generator, trained.model, n, random), new, columns)
+            write_interpolation(generator, trained.model, interpolations, frames, random, new, columns)
             if folder.exists():
                 folder.rename(Path(part, "old"))
             new.rename(folder)
@@ -65,7 +69,7 @@ def sample(
 
 def check_output(output: Path) -> None:
     """Raises ConfigError unless the folder is new or holds samples and nothing else."""
-    ours = {"samples.png", "images", "points.csv", "interpolation.png"}
+    ours = {"samples.png", "images", "points.csv", "table.csv", "interpolation.png"}
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= ours):
         raise ConfigError("output", f"={output}: exists and holds something else than samples; name a new folder")
 
@@ -93,37 +97,71 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
     return networks
 
 
-@torch.no_grad()
+def columns_in(checkpoint: Mapping[str, Any]) -> Columns | None:
+    """The columns of the table whose rows a generator makes; None where it makes images or points."""
+    if "columns" not in checkpoint:
+        return None
+    names, shift, scale = checkpoint["columns"]
+    return Columns(tuple(names), shift, scale)
+
+
 def draw(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Tensor:
     """n samples (n, *shape). Raises ConfigError for a generator that takes labels."""
+    return torch.cat([*draw_parts(generator, model, n, random)])
+
+
+def draw_parts(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Iterator[Tensor]:
+    """What :func:`draw` returns, in parts of at most GRID samples."""
     if takes_labels(generator):
         raise ConfigError(
             "run", ": its generator takes labels, and none are drawn here; evaluate draws those of its data"
         )
-    return generator(sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random))
+    latents = sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random)
+    for part in latents.split(GRID):
+        with torch.no_grad():
+            yield generator(part)
 
 
-def write_samples(samples: Tensor, folder: Path) -> None:
-    """samples.png of all samples, and each under images/ or, of points, in points.csv."""
-    save_samples(samples, folder / "samples.png")
-    if samples.dim() == 2:
-        np.savetxt(folder / "points.csv", samples.numpy(), delimiter=",", fmt="%.6g")
-        return
-    (folder / "images").mkdir()
-    for i, image in enumerate(samples):
-        to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
+def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None) -> None:
+    """samples.png of the first samples, and all under images/ or, of points and tables, in points.csv or table.csv."""
+    for number, part in enumerate(parts):
+        if number == 0:
+            save_samples(part, folder / "samples.png", columns=columns)
+        if part.dim() == 2:
+            write_rows(part, folder, columns, begin=number == 0)
+            continue
+        (folder / "images").mkdir(exist_ok=True)
+        for i, image in enumerate(part, start=number * GRID):
+            to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
+
+
+def write_rows(samples: Tensor, folder: Path, columns: Columns | None, *, begin: bool) -> None:
+    """Points as points.csv, or rows of a table, in its units and under the names of its columns, as table.csv."""
+    rows = samples if columns is None else columns.in_units(samples)
+    with open(folder / ("points.csv" if columns is None else "table.csv"), "a", newline="", encoding="utf-8") as file:
+        if begin and columns is not None:
+            csv.writer(file, lineterminator="\n").writerow(columns.names)
+        np.savetxt(file, rows.numpy(), delimiter=",", fmt="%.6g")
 
 
 @torch.no_grad()
 def write_interpolation(
-    generator: nn.Module, model: DictConfig, n: int, frames: int, random: torch.Generator, folder: Path
+    generator: nn.Module,
+    model: DictConfig,
+    n: int,
+    frames: int,
+    random: torch.Generator,
+    folder: Path,
+    columns: Columns | None,
 ) -> None:
     """interpolation.png of n paths between latents, each of so many frames."""
     latent = model.get("latent", "normal")
     ends = [sample_latents(n, model.latent_dim, latent, generator=random) for _ in range(2)]
     latents = interpolate_latents(*ends, frames=frames, spherical=latent == "normal")
     between = generator(latents.flatten(0, 1))
-    if between.dim() == 2:
+    if columns is not None:
+        save_paths(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", columns=columns)
+    elif between.dim() == 2:
         save_scatter(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", paths=True)
     else:
         save_grid(between, folder / "interpolation.png", columns=frames)

@@ -3,6 +3,7 @@
 Nothing here changes the process: no data are read, no folder is made, no setting of torch is touched.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -24,7 +25,8 @@ from wganlab.callbacks.compilation import Compile
 from wganlab.config import compose_config, composer, quote_paths, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
-from wganlab.data.stream import Reshuffle
+from wganlab.data.stream import Batch, Reshuffle
+from wganlab.regularizers import Regularizer
 from wganlab.schema import (
     ConfigError,
     Factory,
@@ -206,11 +208,44 @@ def check_networks(config: DictConfig, source: Source, devices: int) -> None:
             raise
         if scores is not None:
             check_losses(module, config, scores)
+    check_second_derivatives(config, source, module.loss, n)
     length = size(source)
     if module.numbers_samples and length is None:
         raise ConfigError("training", ": ties latents to the samples of the data set, and this one is endless")
     if length is not None:
         check_last_batch(config, module, length - config.hold_out, devices)
+
+
+#: How torch says that a gradient cannot be differentiated, with the operation where it names it.
+NO_SECOND_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|differentiate twice")
+
+
+def check_second_derivatives(config: DictConfig, source: Source, loss: Loss, n: int) -> None:
+    """Try the penalties of a user's critic on up to eight random samples: their gradients must have gradients.
+
+    Raises ConfigError where an operation has none. Whatever else is wrong shows in training, with its traceback.
+    """
+    penalised = [name for name, part in loss.regularizer.items() if type(part).penalty is not Regularizer.penalty]
+    if not penalised or str(config.model.critic._target_).startswith("wganlab."):
+        return
+    with torch.random.fork_rng(devices=[]):
+        try:
+            module = build_module(config, source)
+            real, fake = torch.randn(2, min(n, 8), *source.shape)
+            batch = Batch(real, torch.zeros(len(real), dtype=torch.long))
+            for name in penalised:
+                module.penalty((name,), batch, fake).backward()  # to all weights: autograd.grad skips what it cannot
+        except RuntimeError as error:
+            if found := NO_SECOND_DERIVATIVE.search(str(error)):
+                operation = found[1] or "an operation marked as once_differentiable"
+                fault = f"differentiates the gradient of {config.model.critic._target_}, "
+                fault += f"and {operation} has no derivative"
+                kernel = "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+                advice = f"call it under {kernel}" if "dot_product" in operation else "choose another operation there"
+                allowed = f"{advice}, or a loss/regularizer without a penalty"
+                raise ConfigError(f"loss.regularizer.{name}", f": {fault}; {allowed}") from error
+        except Exception:
+            return
 
 
 def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:

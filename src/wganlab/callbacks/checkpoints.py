@@ -28,7 +28,8 @@ class Checkpoints(Checkpoint):
 
     ``mode`` says which values of ``monitor`` are better: ``min``, ``max``, or ``auto``, the direction that
     :data:`wganlab.metrics.METRICS` gives; of columns without one, lower is better. Every ``keep_every`` steps the state
-    is also kept for good, as step_XXXXXXXX.ckpt.
+    is also kept for good, as step_XXXXXXXX.ckpt. One is written before the last step, too, whose evaluation may fail: a
+    run that is continued makes that step again.
 
     Files are written under another name and then renamed, so a checkpoint is always whole. They hold tensors and plain
     containers only and load with ``torch.load(weights_only=True)``. A state that is not finite is never saved.
@@ -62,7 +63,8 @@ class Checkpoints(Checkpoint):
         improved = self._improves(module.observed.get(self.monitor))
         late = self.minutes is not None and time.monotonic() - self.time > 60 * self.minutes
         kept = self.keep_every is not None and trainer.global_step % self.keep_every == 0
-        if improved or late or kept or is_due(trainer, self.every):
+        last_but_one = trainer.global_step == trainer.max_steps - 1
+        if improved or late or kept or last_but_one or is_due(trainer, self.every):
             self.save(trainer, module, best=improved, keep=kept)
 
     def _improves(self, value: float | None) -> bool:

@@ -15,7 +15,8 @@ from wganlab.pictures import save_samples
 class Samples(Callback):
     """samples/step_XXXXXXXX.png: n samples from latents that stay the same at every step and for every method.
 
-    Images are shown as a grid; 2-D points beside as many real ones, over contours of the critic's value.
+    Images are shown as a grid; 2-D points beside as many real ones, over contours of the critic's value; rows of a
+    table as a histogram of each column, beside that of as many real ones.
     """
 
     def __init__(self, *, every: PositiveInt, n: PositiveInt = 64) -> None:
@@ -36,7 +37,7 @@ class Samples(Callback):
         real = module.scaled(trainer.train_dataloader.fixed_samples(self.n))  # type: ignore[union-attr]
         with evaluation_mode(module.critic):
             critic = None if module.conditional["critic"] else module.critic  # no one surface of values
-            save_samples(module.generate(self.n), path, real=real, critic=critic)
+            save_samples(module.generate(self.n), path, real=real, critic=critic, columns=module.columns)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [str(path)], step=trainer.global_step)

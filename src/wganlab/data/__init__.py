@@ -4,9 +4,22 @@ A source is built from its YAML without reading any data, so that a wrong settin
 reads everything into one tensor. Adding one is a class and a YAML.
 """
 
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+
+class Columns(NamedTuple):
+    """What the values of a sample are, where they are columns of a table: shift + scale * value is in its units."""
+
+    names: tuple[str, ...]
+    shift: Tensor
+    scale: Tensor
+
+    def in_units(self, samples: Tensor) -> Tensor:
+        """Samples (n, columns) in the units of the table."""
+        return samples.float().cpu() * self.scale + self.shift
 
 
 class Source(Protocol):
@@ -14,7 +27,8 @@ class Source(Protocol):
 
     One that draws fresh samples for ever says so by a true ``endless`` and has ``draw(n, random)``, as
     :class:`wganlab.data.toys.Points`, instead of a length. One whose images may be mirrored left to right at random in
-    training says so by a true ``flip``. ``licence``, of the class, is a sentence for the card of a trained generator.
+    training says so by a true ``flip``; one whose samples are rows of a table has their ``columns``, :class:`Columns`.
+    ``licence``, of the class, is a sentence for the card of a trained generator.
     """
 
     #: Shape of one sample: (channels, height, width), or (dimensions,) of a point.
@@ -37,3 +51,12 @@ class Source(Protocol):
 def size(source: Source) -> int | None:
     """Number of samples; None for an endless source."""
     return None if getattr(source, "endless", False) else len(source)
+
+
+def columns_of(source: Source) -> Columns | None:
+    """The columns of a table, numbered where they have no names; None of images and of points in the plane."""
+    columns: Any = getattr(source, "columns", None)
+    if columns is None and len(source.shape) == 1 and source.shape != (2,):
+        n = source.shape[0]
+        columns = Columns(tuple(f"column_{i}" for i in range(1, n + 1)), torch.zeros(n), torch.ones(n))
+    return columns

@@ -4,11 +4,19 @@ Features are tensors (n, dim), real ones first; a row is an image. Scores depend
 images chosen: compare only scores of one protocol (:mod:`wganlab.metrics.protocol`).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wganlab.data.stream import to_unit_range
 from wganlab.distances import kl
+
+#: The nearest so many of its own kind make an image's ball, in precision and recall, and in density and coverage.
+NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+#: Parts of the images over which the inception score is averaged.
+SPLITS = 10
+#: Rows of a matrix of distances, or of features in double precision, that are held at a time.
+BLOCK = 1000
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -18,8 +26,16 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """
     from torch_fidelity import metric_fid
 
-    one, other = (metric_fid.fid_features_to_statistics(features.double().cpu()) for features in (real, fake))
+    one, other = moments(real), moments(fake)
     return metric_fid.fid_statistics_to_metric(one, other, verbose=False)[metric_fid.KEY_METRIC_FID]
+
+
+def moments(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean (dim,) and covariance (dim, dim) of features, in fp64, as torch-fidelity takes them."""
+    mean = features.mean(0, dtype=torch.float64)
+    centred = (part.double() - mean for part in features.split(BLOCK))
+    covariance = sum(part.T @ part for part in centred) / (len(features) - 1)
+    return {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 20, size: int = 500) -> float:
@@ -29,18 +45,17 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 20, size: int 
     """
     from torch_fidelity import metric_kid
 
-    found = metric_kid.kid_features_to_metric(
-        fake.double().cpu(),
-        real.double().cpu(),
-        kid_subsets=subsets,
-        kid_subset_size=min(size, len(real), len(fake)),
-        rng_seed=0,
-        verbose=False,
-    )
-    return found[metric_kid.KEY_METRIC_KID_MEAN]
+    size, random, total = min(size, len(real), len(fake)), np.random.RandomState(0), 0.0
+    for _ in range(subsets):
+        chosen = [
+            features[random.choice(len(features), size, replace=False)].double().cpu() for features in (fake, real)
+        ]
+        found = metric_kid.kid_features_to_metric(*chosen, kid_subsets=1, kid_subset_size=size, verbose=False)
+        total += found[metric_kid.KEY_METRIC_KID_MEAN] / subsets
+    return total
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = 3) -> dict[str, float]:
+def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> dict[str, float]:
     """Share of generated images near real ones, and of real near generated ones, both from 0 to 1.
 
     "Near" is within the distance to the ``neighbours``-th nearest of one's own kind (Kynkäänniemi et al. 2019, arXiv
@@ -48,25 +63,27 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = 3) -> dict
     """
     from torch_fidelity import metric_prc
 
-    found = metric_prc.prc_features_to_metric(fake.cpu(), real.cpu(), prc_neighborhood=neighbours, verbose=False)
+    options = {"prc_neighborhood": neighbours, "prc_batch_size": BLOCK, "save_cpu_ram": True, "verbose": False}
+    found = metric_prc.prc_features_to_metric(fake.cpu(), real.cpu(), **options)
     return {key: found[key] for key in ("precision", "recall")}
 
 
-def density_coverage(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> dict[str, float]:
+def density_coverage(real: Tensor, fake: Tensor, *, neighbours: int = DENSITY_NEIGHBOURS) -> dict[str, float]:
     """Naeem et al. 2020 (arXiv 2002.09797, equations 3 and 4): as precision and recall, less moved by outliers.
 
     ``density``: balls around real images that hold a generated one, over ``neighbours`` (1 for equal distributions,
     may be larger); ``coverage``: share of real images whose ball holds a generated one, from 0 to 1.
     """
-    radius = torch.cdist(real, real).kthvalue(neighbours + 1).values  # the nearest is the image itself
-    inside = torch.cdist(real, fake) < radius[:, None]
-    return {
-        "density": inside.sum(0).double().mean().item() / neighbours,
-        "coverage": inside.any(1).double().mean().item(),
-    }
+    within, covered = 0, 0  # pairs, real images
+    for part in real.split(BLOCK):
+        radius = torch.cdist(part, real).kthvalue(neighbours + 1).values  # the nearest is the image itself
+        inside = torch.cdist(part, fake) < radius[:, None]
+        within += int(inside.sum())
+        covered += int(inside.any(1).sum())
+    return {"density": within / (len(fake) * neighbours), "coverage": covered / len(real)}
 
 
-def inception_score(logits: Tensor, *, splits: int = 10) -> float:
+def inception_score(logits: Tensor, *, splits: int = SPLITS) -> float:
     """exp(E[KL(p(class | image) || p(class))]) (Salimans et al. 2016, section 4): from 1 to the number of classes.
 
     The mean over so many parts of the images; ``logits`` are (n, classes). By torch-fidelity.

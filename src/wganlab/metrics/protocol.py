@@ -3,7 +3,8 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,41 +15,79 @@ from wganlab.distances import wasserstein
 from wganlab.metrics import features as of
 from wganlab.metrics.extractors import Extractor, hash_of
 from wganlab.metrics.points import mode_scores
+from wganlab.schema import ConfigError
 
 #: Libraries whose versions may change a score.
 LIBRARIES = ("torch", "POT", "torch-fidelity")
+#: Real samples whose features are computed at a time.
+BLOCK = 512
+#: How many real and how many generated samples a score takes: with fewer it is no number, or its library fails.
+DISTANCES_TAKE = {"emd_real": (2, 0), "emd_debiased": (2, 0)}
+FEATURES_TAKE = {
+    "fid": (2, 2),
+    "kid": (2, 2),
+    "precision": (of.NEIGHBOURS + 1, of.NEIGHBOURS + 1),
+    "recall": (of.NEIGHBOURS + 1, of.NEIGHBOURS + 1),
+    "density": (of.DENSITY_NEIGHBOURS + 1, 1),
+    "coverage": (of.DENSITY_NEIGHBOURS + 1, 1),
+    "inception_score": (0, of.SPLITS),
+}
 
 
 class Protocol:
     """Scores ``n`` generated samples by exact distances to ``n`` real ones, and ``images`` images by their features.
 
-    The real samples are the same at every step and for every method and seed.
+    The real samples are the same at every step and for every method and seed. Scores that take more samples than there
+    are, real or generated, are left out.
     """
 
     def __init__(self, *, n: int, images: int, extractor: Extractor | None) -> None:
         self.n, self.images, self.extractor = n, images, extractor
 
     def prepare(self, stream: BatchStream, real: Tensor | None = None, *, split: str = "training") -> None:
-        """Choose the real samples, and compute their features. Raises ConfigError for data that the extractor refuses.
+        """Choose the real samples, compute their features, and say which scores are left out for want of samples.
 
         The real samples are those of the stream, or ``real`` (m, *shape), as stored; ``split`` is their name.
+        Raises ConfigError for data that the extractor refuses, and where they leave it no score at all.
         """
         self.stream, self.split = stream, split
         wanted = max(2 * self.n, self.images if self.extractor else 0)
-        samples = to_unit_range(stream.fixed_samples(wanted) if real is None else real[:wanted])
-        half = min(self.n, len(samples) // 2)
-        self.real, others = samples[:half], samples[half : 2 * half]
-        self.emd_real = wasserstein(self.real, others)
-        if self.extractor is None or samples.dim() != 4:
+        stored = stream.fixed_samples(wanted) if real is None else real[:wanted]
+        half = max(1, min(self.n, len(stored) // 2))
+        self.real, others = to_unit_range(stored[:half]), to_unit_range(stored[half : 2 * half])
+        self.left_out = self.too_few(len(stored))
+        if self.left_out:
+            taken = [f"eval/{name} ({real} real, {fake} generated)" for name, (real, fake) in self.left_out.items()]
+            generated = f" and {self.images} generated" if self.scores_features else ""
+            there = f"{len(stored)} real{generated} samples"
+            print(f"note: left out, for they take more than {there}: {', '.join(taken)}", flush=True)
+        self.emd_real = None if "emd_real" in self.left_out else wasserstein(self.real, others)
+        if self.extractor is None or not self.scores_features:
             return
         self.extractor.prepare(stream.samples, stream.labels, stream.fingerprint())
-        self.real_features, _ = self.extractor.features(samples[: self.images])
+        if self.left_out.keys() >= FEATURES_TAKE.keys() and not self.extractor.knows_classes:
+            raise ConfigError("extractor", f": {there} are too few for any of its scores; allowed is none")
+        images = stored[: self.images].split(BLOCK)
+        self.real_features = torch.cat([self.extractor.features(to_unit_range(part))[0] for part in images])
         if stream.labels is not None:
             _, numbers = stream.labels.unique(return_inverse=True)
             self.shares = torch.bincount(numbers) / len(numbers)
 
-    def scores(self, draw: Callable[[int], Tensor]) -> dict[str, float]:
-        """All scores of this protocol by name; ``draw(n)`` generates n samples.
+    @property
+    def scores_features(self) -> bool:
+        """Whether features are scored: of images, where there is an extractor."""
+        return self.extractor is not None and self.real.dim() == 4
+
+    def too_few(self, real: int) -> dict[str, tuple[int, int]]:
+        """The scores that so many real samples, or the images that are generated, are too few for."""
+        found = {name: takes for name, takes in DISTANCES_TAKE.items() if real < takes[0]}
+        if self.scores_features:
+            there = min(real, self.images), self.images
+            found |= {name: (r, g) for name, (r, g) in FEATURES_TAKE.items() if there[0] < r or there[1] < g}
+        return found
+
+    def scores(self, draw: Callable[[int], Iterable[Tensor]]) -> dict[str, float]:
+        """All scores of this protocol by name; ``draw(n)`` generates n samples, in parts of any size.
 
         ``eval/emd_real`` is the distance between the real samples and as many other real ones: the score of a perfect
         generator, but not a lower bound, since blurred images score lower. ``eval/emd_debiased`` is the distance less
@@ -56,28 +95,51 @@ class Protocol:
         arXiv 1810.08278, equation 3): about 0 for a perfect generator, and below only for copies of the real samples.
         """
         half = len(self.real)
-        fake = draw(max(2 * half, self.images if self.extractor else 0)).float()
-        few, others = fake[:half], fake[half : 2 * half]
-        found = {"emd": wasserstein(few, self.real), "emd_real": self.emd_real}
-        found["emd_debiased"] = found["emd"] - (self.emd_real + wasserstein(few, others)) / 2
+        compared, described, count = [], [], 0
+        for part in draw(max(2 * half, self.images if self.scores_features else 0)):
+            part = part.float()
+            compared.append(part[: max(0, 2 * half - count)])
+            if self.scores_features and count < self.images:
+                described.append(self.describe_images(part[: self.images - count]))
+            count += len(part)
+        few, others = torch.cat(compared).split(half)
+        found = {"emd": wasserstein(few, self.real)}
+        if self.emd_real is not None:
+            found["emd_real"] = self.emd_real
+            found["emd_debiased"] = found["emd"] - (self.emd_real + wasserstein(few, others)) / 2
         if few.dim() == 2:
             found["w2"] = wasserstein(few, self.real, order=2)
         if modes := getattr(self.stream.source, "modes", None):
             found |= mode_scores(few, *modes())
-        if self.extractor and fake.dim() == 4:
-            found |= self.feature_scores(self.extractor, fake[: self.images])
+        if described:
+            found |= self.feature_scores(described)
         return {f"eval/{name}": value for name, value in found.items()}
 
-    def feature_scores(self, extractor: Extractor, fake: Tensor) -> dict[str, float]:
-        """Scores of the features of generated images."""
-        if not torch.isfinite(fake).all():
-            return {"fid": float("nan")}
-        features, logits = extractor.features(fake)
-        found = {"fid": of.frechet_distance(self.real_features, features)}
-        found |= {"kid": of.kernel_distance(self.real_features, features)}
-        found |= of.precision_recall(self.real_features, features) | of.density_coverage(self.real_features, features)
-        found |= {"inception_score": of.inception_score(logits)}
-        return found | (of.class_scores(logits, self.shares) if extractor.knows_classes else {})
+    def describe_images(self, fake: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Features and logits of generated images; None where these are not finite."""
+        assert self.extractor is not None
+        return self.extractor.features(fake) if torch.isfinite(fake).all() else None
+
+    def feature_scores(self, described: Sequence[tuple[Tensor, Tensor] | None]) -> dict[str, float]:
+        """Scores of the features and logits of generated images, which come in parts."""
+        assert self.extractor is not None
+        finite = [part for part in described if part is not None]
+        if len(finite) < len(described):
+            return {"fid": math.nan}
+        features, logits = (torch.cat(parts) for parts in zip(*finite, strict=True))
+        real, keep = self.real_features, FEATURES_TAKE.keys() - self.left_out.keys()
+        found: dict[str, float] = {}
+        if "fid" in keep:
+            found["fid"] = of.frechet_distance(real, features)
+        if "kid" in keep:
+            found["kid"] = of.kernel_distance(real, features)
+        if "precision" in keep:
+            found |= of.precision_recall(real, features)
+        if "density" in keep:
+            found |= of.density_coverage(real, features)
+        if "inception_score" in keep:
+            found["inception_score"] = of.inception_score(logits)
+        return found | (of.class_scores(logits, self.shares) if self.extractor.knows_classes else {})
 
     def describe(self) -> dict[str, Any]:
         """The protocol, for the record. ``id`` is a hash of the rest: scores with the same id are comparable."""
@@ -87,7 +149,7 @@ class Protocol:
             "n": len(self.real),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
-        if self.extractor and self.real.dim() == 4:
+        if self.extractor and self.scores_features:
             content |= self.extractor.describe() | {"images": len(self.real_features), "generated": self.images}
         hashed = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4)
         return {"id": hashed.hexdigest()} | content

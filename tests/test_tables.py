@@ -1,0 +1,130 @@
+"""Tables are data: rows of a CSV file are read, learned, drawn and written under their names and in their units."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from PIL import Image
+from sklearn.datasets import load_wine
+from torch import Tensor
+
+import wganlab
+from tests.conftest import in_process
+from wganlab.data.table import Table
+from wganlab.schema import InvalidValueError
+
+WINE = load_wine()
+QUICK = ["model=toy_mlp", "batch_size=32", "steps=2", "logger=csv", "callbacks.samples.n=40"]
+
+
+@pytest.fixture
+def wine(tmp_path: Path) -> Path:
+    """178 wines: 13 measurements, and which of three cultivars they are."""
+    with open(tmp_path / "wine.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*WINE.feature_names, "cultivar"])
+        writer.writerows([*row, WINE.target_names[target]] for row, target in zip(WINE.data, WINE.target, strict=True))
+    return tmp_path / "wine.csv"
+
+
+def test_a_table_is_standardised_and_comes_back_in_its_units(wine: Path) -> None:
+    table = Table(path=str(wine), label="cultivar")
+    rows, labels = table.load(), table.labels()
+    assert (table.shape, len(table), rows.dtype) == ((13,), 178, torch.float32)
+    assert table.columns.names == tuple(WINE.feature_names)
+    assert rows.numpy() == pytest.approx(scipy.stats.zscore(WINE.data), abs=1e-4)
+    assert table.columns.in_units(rows).numpy() == pytest.approx(WINE.data, rel=1e-5)
+    assert labels is not None
+    assert labels.tolist() == WINE.target.tolist()
+    plain = Table(path=str(wine), columns=["hue", "alcohol"], standardise=False)
+    assert plain.load().numpy() == pytest.approx(WINE.data[:, [10, 0]], rel=1e-6)
+    assert plain.labels() is None
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_other_separators_a_byte_order_mark_and_a_constant_column(delimiter: str, tmp_path: Path) -> None:
+    text = "a|b\r\n1|5\r\n3|5\r\n\r\n".replace("|", delimiter)
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    table = Table(path=str(tmp_path / "t.csv"))
+    assert table.columns.names == ("a", "b")
+    assert table.load().tolist() == [[-1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("", {}, "path=.*holds no rows"),
+        ("a,b\n", {}, "path=.*holds no rows"),
+        ("1,2\n3,4\n", {}, r"path=.*first line should name the columns, and holds numbers \(1, 2"),
+        ("a,a\n1,2\n", {}, "path=.*two of its columns are named 'a'"),
+        ("a,b\n1,2\n3\n", {}, "path=.*row 3 has 1 cells, the first has 2"),
+        ("a,b\n1,2\n3,\n", {}, "path=.*column 'b', row 3 has ''"),
+        ("a,b\n1,inf\n", {}, "path=.*column 'b', row 2 has 'inf'"),
+        ("a,b\n1,2\n", {"columns": ["a", "c"]}, "columns=c: no such column; .* has a, b"),
+        ("a,b\n1,2\n", {"label": "c"}, "label=c: no such column; .* has a, b"),
+        ("a,b\n1,2\n", {"columns": ["a", "a"]}, "columns=.*none twice"),
+        ("a\n1\n", {"label": "a"}, "columns=.*at least one"),
+    ],
+)
+def test_what_is_no_table_is_refused(text: str, options: dict, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InvalidValueError, match=expected):
+        Table(path=str(tmp_path / "t.csv"), **options)
+
+
+def test_a_missing_table_is_refused_by_the_command(tmp_path: Path) -> None:
+    done = in_process("train", "dataset=csv", "dataset.path=nowhere.csv", *QUICK, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "dataset.path=nowhere.csv: cannot be read (No such file or directory)" in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_table_is_learned_drawn_and_written(wine: Path, tmp_path: Path) -> None:
+    run = wganlab.train(
+        ["dataset=csv", f"dataset.path={wine}", "dataset.label=cultivar", *QUICK, f"hydra.run.dir={tmp_path / 'run'}"]
+    )
+    final = run.summary["final"]
+    assert final["eval/w2"] >= final["eval/emd"] > 0
+    picture = Image.open(tmp_path / "run" / "samples" / "step_00000002.png").convert("RGB")
+    colours = {colour for _, colour in picture.getcolors(1 << 20) or []}
+    assert {(255, 178, 110), (128, 198, 128)} <= colours, "real and generated rows, orange and green, are drawn"
+    wine.unlink()  # the columns are in the checkpoint
+    done = in_process("sample", "run=run", "n=40", "output=made", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
+        "interpolation.png", "samples.png", "table.csv",
+    ]  # fmt: skip
+    with open(tmp_path / "made" / "table.csv", newline="") as file:
+        names, *rows = csv.reader(file)
+    assert names == WINE.feature_names
+    expected = run.sample(40).numpy() * WINE.data.std(0) + WINE.data.mean(0)
+    assert np.array(rows, dtype=float) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+class Cloud:
+    """Normal samples of ten values without names: somebody's own data set."""
+
+    shape = (10,)
+
+    def __len__(self) -> int:
+        return 100
+
+    def load(self) -> Tensor:
+        return torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
+
+    def labels(self) -> Tensor | None:
+        return None
+
+
+def test_samples_of_one_axis_without_names_are_a_table_too(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "cloud.yaml").write_text("_target_: tests.test_tables.Cloud\n")
+    wganlab.train(["dataset=cloud", *QUICK, f"hydra.run.dir={tmp_path / 'run'}"], config_dir=str(tmp_path / "conf"))
+    done = in_process("sample", "run=run", "n=3", "output=made", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "made" / "table.csv").read_text().splitlines()
+    assert lines[0] == ",".join(f"column_{i}" for i in range(1, 11))
+    assert [len(line.split(",")) for line in lines] == [10] * 4
