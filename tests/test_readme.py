@@ -110,7 +110,7 @@ def test_table_is_the_generated_one() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for page in (ROOT / "README.md", *PAGES):
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *PAGES):
         text = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)  # what a study will show once it is run
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (page.parent / link).exists(), f"{page}: {link}"
