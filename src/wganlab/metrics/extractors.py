@@ -18,8 +18,8 @@ from wganlab.data import Source
 from wganlab.data.stream import to_unit_range
 from wganlab.schema import ConfigError, InvalidValueError
 
-#: Images per pass.
-BATCH = 256
+#: Images per pass, of the small network and of Inception, whose activations take 6 MB an image.
+BATCH, INCEPTION_BATCH = 256, 32
 
 
 class Extractor(Protocol):
@@ -208,7 +208,7 @@ class Inception:
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """2048 activations after the last pooling, and logits without bias, as published scores take them."""
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        features, logits = zip(*(self.network(to_bytes(part.cpu())) for part in images.split(BATCH)), strict=True)
+        features, logits = zip(*(self.network(to_bytes(part.cpu())) for part in images.split(INCEPTION_BATCH)), strict=True)
         return torch.cat(features), torch.cat(logits)
 
     def describe(self) -> dict[str, str | int | float]:

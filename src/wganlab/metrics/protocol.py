@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,6 +32,22 @@ FEATURES_TAKE = {
     "coverage": (of.DENSITY_NEIGHBOURS + 1, 1),
     "inception_score": (0, of.SPLITS),
 }
+
+
+class Rows:
+    """The first n rows of tensors that come in parts, in one block of memory."""
+
+    def __init__(self, n: int) -> None:
+        self.missing = n
+
+    def add(self, part: Tensor) -> None:
+        """Append as many rows as are missing."""
+        part = part[: self.missing]
+        if not hasattr(self, "rows"):
+            self.rows = part.new_empty((self.missing, *part.shape[1:]))
+        begin = len(self.rows) - self.missing
+        self.rows[begin : begin + len(part)] = part
+        self.missing -= len(part)
 
 
 class Protocol:
@@ -67,8 +83,11 @@ class Protocol:
         self.extractor.prepare(stream.samples, stream.labels, stream.fingerprint())
         if self.left_out.keys() >= FEATURES_TAKE.keys() and not self.extractor.knows_classes:
             raise ConfigError("extractor", f": {there} are too few for any of its scores; allowed is none")
-        images = stored[: self.images].split(BLOCK)
-        self.real_features = torch.cat([self.extractor.features(to_unit_range(part))[0] for part in images])
+        images = stored[: self.images]
+        features = Rows(len(images))
+        for part in images.split(BLOCK):
+            features.add(self.extractor.features(to_unit_range(part))[0])
+        self.real_features = features.rows
         if stream.labels is not None:
             _, numbers = stream.labels.unique(return_inverse=True)
             self.shares = torch.bincount(numbers) / len(numbers)
@@ -95,14 +114,17 @@ class Protocol:
         arXiv 1810.08278, equation 3): about 0 for a perfect generator, and below only for copies of the real samples.
         """
         half = len(self.real)
-        compared, described, count = [], [], 0
+        samples, features, logits = Rows(2 * half), Rows(self.images), Rows(self.images)
+        finite = True
         for part in draw(max(2 * half, self.images if self.scores_features else 0)):
             part = part.float()
-            compared.append(part[: max(0, 2 * half - count)])
-            if self.scores_features and count < self.images:
-                described.append(self.describe_images(part[: self.images - count]))
-            count += len(part)
-        few, others = torch.cat(compared).split(half)
+            samples.add(part)
+            if self.extractor and self.scores_features and features.missing:
+                images = part[: features.missing]
+                finite = finite and bool(torch.isfinite(images).all())
+                for rows, new in zip((features, logits), self.extractor.features(images.nan_to_num()), strict=True):
+                    rows.add(new)
+        few, others = samples.rows.split(half)
         found = {"emd": wasserstein(few, self.real)}
         if self.emd_real is not None:
             found["emd_real"] = self.emd_real
@@ -111,22 +133,13 @@ class Protocol:
             found["w2"] = wasserstein(few, self.real, order=2)
         if modes := getattr(self.stream.source, "modes", None):
             found |= mode_scores(few, *modes())
-        if described:
-            found |= self.feature_scores(described)
+        if self.scores_features:
+            found |= self.feature_scores(features.rows, logits.rows) if finite else {"fid": math.nan}
         return {f"eval/{name}": value for name, value in found.items()}
 
-    def describe_images(self, fake: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Features and logits of generated images; None where these are not finite."""
+    def feature_scores(self, features: Tensor, logits: Tensor) -> dict[str, float]:
+        """Scores of the features (n, dim) and the logits (n, classes) of generated images."""
         assert self.extractor is not None
-        return self.extractor.features(fake) if torch.isfinite(fake).all() else None
-
-    def feature_scores(self, described: Sequence[tuple[Tensor, Tensor] | None]) -> dict[str, float]:
-        """Scores of the features and logits of generated images, which come in parts."""
-        assert self.extractor is not None
-        finite = [part for part in described if part is not None]
-        if len(finite) < len(described):
-            return {"fid": math.nan}
-        features, logits = (torch.cat(parts) for parts in zip(*finite, strict=True))
         real, keep = self.real_features, FEATURES_TAKE.keys() - self.left_out.keys()
         found: dict[str, float] = {}
         if "fid" in keep:
