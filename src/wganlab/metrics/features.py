@@ -16,7 +16,7 @@ NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 #: Parts of the images over which the inception score is averaged.
 SPLITS = 10
 #: Rows of a matrix of distances, or of features in double precision, that are held at a time.
-BLOCK = 1000
+BLOCK = 256
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
