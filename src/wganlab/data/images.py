@@ -1,11 +1,13 @@
 """Any folder of images, decoded once and kept as a cache of bytes."""
 
+import functools
 import hashlib
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -19,21 +21,40 @@ from torch import Tensor
 from wganlab.files import write_json
 from wganlab.schema import InvalidValueError
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 #: Part of a cache's name: raise it when the same files are to be decoded in another way.
-VERSION = 1
+VERSION = 2
+#: Formats of which Pillow knows no more than their names, or that it has another program decode.
+FOREIGN = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+#: What systems leave in folders.
+JUNK = {"thumbs.db", "desktop.ini", "__macosx", "icon\r"}
+#: Names of folders that are parts of a data set, and not its classes.
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
+#: Bits of a grey value in files that have room for more.
+BITS = (8, 10, 12, 14, 16)
+Size = PositiveInt | tuple[PositiveInt, PositiveInt]
+Split = Literal["all", "train", "val", "test"]
 
 
 class ImageFolder:
-    """All images below a folder, whatever their sizes and modes, resized and centre-cropped to size x size.
+    """All images below a folder, whatever their sizes and modes, resized and centre-cropped to ``size``.
 
-    The shorter side is resized to ``size``; transparency is laid on white, 16-bit values are scaled to 8. What is
-    decoded is cached as uint8 in ``root``, in hidden files named by a hash of the images' names and bytes, or in the
-    user's cache folder where that cannot be written; it is memory-mapped, so the data may be larger than memory.
-    Names of top-level folders are the classes. ``flip`` has training mirror images left to right at random.
+    That is the length of both sides, or (height, width). Whatever Pillow opens is an image, whatever its name; of
+    animated ones the first frame. Transparency is laid on white. One line says what was left out.
 
-    Raises InvalidValueError for a folder that is missing or holds no images; so does ``load`` when more than
-    ``max_broken`` files cannot be decoded, and otherwise it names and skips them.
+    Values deeper than 8 bits are scaled alike in all files, from ``value_range`` (lowest, highest) to 0 to 255. By
+    default the lowest is 0, and the highest is the largest of 8, 10, 12, 14 or 16 bits, the first that holds all
+    values, or 1 for floats that go no further; with negative values the lowest is minus the highest.
+
+    Names of top-level folders are the classes; links to folders are followed. Where all of them are named as splits
+    (train, val, test and the like), the folders below are the classes, and ``split`` says which are used: one, several,
+    or all; null takes them for classes all the same. ``flip`` has training mirror images left to right at random.
+
+    What is decoded is cached as uint8 in ``root``, in hidden files named by a hash of the images' names and bytes, or
+    in the user's cache folder where that cannot be written; it is memory-mapped, so the data may be larger than memory.
+
+    Raises InvalidValueError for a folder that is missing or holds no images, and for a split that it has not; so does
+    ``load`` when more than ``max_broken`` files cannot be decoded, and otherwise it names and skips them.
     """
 
     licence = "not known to wganlab: that of the images in the folder"
@@ -42,18 +63,48 @@ class ImageFolder:
         self,
         *,
         root: str,
-        size: PositiveInt,
+        size: Size,
         channels: Literal[1, 3] = 3,
+        split: Split | Sequence[Split] | None = "all",
+        value_range: tuple[float, float] | None = None,
         max_broken: NonNegativeInt = 10,
         flip: bool = False,
     ) -> None:
         self.root, self.max_broken, self.flip = Path(root).expanduser(), max_broken, flip
-        self.shape = (channels, size, size)
+        height, width = (size, size) if isinstance(size, int) else size
+        self.shape = (channels, height, width)
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise InvalidValueError("value_range", list(value_range), "must be two numbers, the lower one first")
+        self.value_range = value_range
         if not self.root.is_dir():
-            raise InvalidValueError("root", root, "no such folder; name one that holds images, at any depth")
-        self.files = sorted(find_images(self.root))
+            fault = "is a file; unpack it, and name the folder" if self.root.is_file() else "no such folder; name one"
+            raise InvalidValueError("root", root, f"{fault} that holds images, at any depth")
+        self.left_out: Counter[str] = Counter()
+        self.files = sorted(find_images(self.root, self.left_out))
         if not self.files:
-            raise InvalidValueError("root", root, f"holds no images ({' '.join(sorted(SUFFIXES))}) at any depth")
+            others = f", but {said(self.left_out)}" if self.left_out else ""
+            raise InvalidValueError("root", root, f"holds no images at any depth{others}")
+        self.splits = self._splits(split)
+        self.files = [file for file in self.files if not self.splits or self._place(file)[0] in self.splits]
+
+    def _place(self, file: Path) -> tuple[str, ...]:
+        """The folders between the root and a file."""
+        return file.relative_to(self.root).parts[:-1]
+
+    def _splits(self, wanted: Split | Sequence[Split] | None) -> list[str]:
+        """The top-level folders that are splits and are wanted; empty where folders are classes.
+
+        Raises InvalidValueError for a split that is not there.
+        """
+        folders = {self._place(file)[0] if self._place(file) else "" for file in self.files}
+        found = {folder: SPLITS[folder.lower()] for folder in sorted(folders) if folder.lower() in SPLITS}
+        names = [wanted] if isinstance(wanted, str) else [*(wanted or [])]
+        if names in ([], ["all"]) and (not names or len(found) < len(folders)):
+            return []
+        if missing := [name for name in names if name != "all" and name not in found.values()]:
+            there = ", ".join(sorted({*found.values()})) or "none"
+            raise InvalidValueError("split", missing[0], f"{self.root} has no such folder; its splits: {there}")
+        return [folder for folder, name in found.items() if name in names or "all" in names]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -75,10 +126,11 @@ class ImageFolder:
         raise InvalidValueError("root", self.root, f"the decoded images cannot be cached: {failure}")
 
     def labels(self) -> Tensor | None:
-        """Class numbers of what :meth:`load` returned, by sorted name of the top-level folder; None without folders."""
-        parents = [path.relative_to(self.root).parts[0] if path.parent != self.root else "" for path in self.files]
-        classes = sorted(set(parents))
-        return torch.tensor([classes.index(parent) for parent in parents]) if len(classes) > 1 else None
+        """Class numbers of what :meth:`load` returned, by sorted name of the class's folder; None without folders."""
+        depth = 1 if self.splits else 0
+        classes = [(*self._place(file)[depth:], "")[0] for file in self.files]
+        names = sorted(set(classes))
+        return torch.tensor([names.index(name) for name in classes]) if len(names) > 1 else None
 
     def _key(self) -> str:
         """Name of the cache: a hash of what is to be decoded and how."""
@@ -87,10 +139,12 @@ class ImageFolder:
                 (str(f.relative_to(self.root)), h)
                 for f, h in zip(self.files, pool.map(digest, self.files), strict=True)
             ]
-        return hashlib.sha256(json.dumps([VERSION, self.shape, content]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([VERSION, self.shape, self.value_range, content]).encode()).hexdigest()[:16]
 
     def _read(self, cache: Path) -> Tensor:
-        broken = set(json.loads(cache.with_suffix(".json").read_text())["broken"])
+        record = json.loads(cache.with_suffix(".json").read_text())
+        broken = set(record["broken"])
+        self._say(record["said"])
         self.files = [path for path in self.files if str(path.relative_to(self.root)) not in broken]
         # copy on write: torch wants memory that it could write to, and the file stays as it is
         images = np.load(cache.with_suffix(".npy"), mmap_mode="c")
@@ -100,31 +154,46 @@ class ImageFolder:
         """Decode all files into the cache; its JSON is written last and says that it is whole."""
         part = cache.with_suffix(f".{os.getpid()}.part")
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(self.files), *self.shape))
-        broken, kept = {}, 0
+        broken, kept, animated = {}, 0, 0
         try:
             # filters of warnings belong to the process, not to a thread: set once, around all threads
             with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                decoded = pool.map(lambda path: decode(path, self.shape), self.files)
+                # Pillow warns of more than 89 megapixels, and refuses twice as many
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                value_range = self.value_range or range_of(filter(None, pool.map(extremes, self.files)))
+                decoded = pool.map(lambda path: decode(path, self.shape, value_range), self.files)
                 for path, image in zip(self.files, progress(decoded, len(self.files), self.root), strict=True):
                     if isinstance(image, str):
                         broken[str(path.relative_to(self.root))] = image
                     else:
-                        images[kept] = image
-                        kept += 1
+                        images[kept], moves = image
+                        kept, animated = kept + 1, animated + moves
             self._judge(broken, kept)
             images.flush()
             part.replace(cache.with_suffix(".npy"))
-            write_json(cache.with_suffix(".json"), {"broken": list(broken)})
+            told = {"animated images, of which the first frame is taken": animated} if animated else {}
+            if value_range:
+                told[f"values deeper than 8 bits: {value_range[0]:g} to {value_range[1]:g} become 0 to 255"] = 0
+            write_json(cache.with_suffix(".json"), {"broken": list(broken), "said": told})
         finally:
             part.unlink(missing_ok=True)
         return self._read(cache)
+
+    def _say(self, told: Mapping[str, int]) -> None:
+        """One line on what is not as a user may think: splits, what is left out, and what was done to some images."""
+        parts = [said(told)] if told else []
+        if self.left_out:
+            parts.append(f"left out: {said(self.left_out)}")
+        if self.splits:
+            parts.append(f"splits {', '.join(self.splits)}, whose folders are the classes (split=null: they are)")
+        if parts:
+            print(f"{len(self.files):,} images in {shown(self.root)}; {'; '.join(parts)}", flush=True)
 
     def _judge(self, broken: dict[str, str], kept: int) -> None:
         """Name the broken files, and raise InvalidValueError when there are too many."""
         if not broken:
             return
-        names = ", ".join(f"{name} ({reason})" for name, reason in list(broken.items())[:10])
+        names = ", ".join(f"{shown(name)} ({reason})" for name, reason in list(broken.items())[:10])
         more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
         if len(broken) > self.max_broken or not kept:
             message = (
@@ -143,11 +212,63 @@ def digest(path: Path) -> str:
         return ""
 
 
-def find_images(root: Path) -> Iterator[Path]:
-    """Image files below a folder by their endings; hidden folders and links to folders are not entered."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
+def find_images(root: Path, left_out: Counter[str], above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Image files below a folder; what else is there is counted. Hidden and systems' files are passed over.
+
+    Links to folders are followed, but not into a folder that they are in.
+    """
+    real = os.path.realpath(root)
+    if real in above:
+        left_out["links to a folder around them"] += 1
+        return
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        left_out["folders that cannot be read"] += 1
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.lower() in JUNK:
+            continue
+        if entry.is_dir():
+            yield from find_images(Path(entry), left_out, (*above, real))
+        elif is_image(entry.path):
+            yield Path(entry)
+        else:
+            left_out[f"files that are no images ({Path(entry).suffix.lower() or 'without an ending'})"] += 1
+
+
+def is_image(path: str) -> bool:
+    """Whether a file's name ends as images do, or else its first bytes are an image's."""
+    known, formats = image_formats()
+    if os.path.splitext(path)[1].lower() in known:
+        return os.path.isfile(path)
+    try:
+        with open(path, "rb") as file:
+            prefix = file.read(16)
+        if not any(accept(prefix) for _, accept in (Image.OPEN[name] for name in formats) if accept):
+            return False
+        with Image.open(path, formats=formats):
+            return True
+    except Exception:  # decoders of a dozen formats raise whatever they like
+        return False
+
+
+@functools.cache
+def image_formats() -> tuple[set[str], list[str]]:
+    """Endings of images' names, and Pillow's names of their formats."""
+    Image.init()
+    formats = [name for name in Image.OPEN if name not in FOREIGN]
+    return {ending for ending, name in Image.EXTENSION.items() if name in formats}, formats
+
+
+def said(counts: Mapping[str, int]) -> str:
+    """Counts in words."""
+    return ", ".join(f"{n:,} {what}" if n else what for what, n in counts.items())
+
+
+def shown(path: str | Path) -> str:
+    """A path as it can be printed, in one line."""
+    return str(path).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
 
 
 def user_cache() -> Path:
@@ -155,25 +276,58 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wganlab"
 
 
-def decode(path: Path, shape: tuple[int, ...]) -> np.ndarray | str:
-    """One image as uint8 of the shape, or in a few words why it cannot be."""
+def is_deep(mode: str) -> bool:
+    """Whether a mode of Pillow's has grey values of more than 8 bits."""
+    return mode.startswith("I") or mode == "F"
+
+
+def extremes(path: Path) -> tuple[float, float] | None:
+    """The lowest and the highest value of an image deeper than 8 bits; None of all others."""
     try:
-        with Image.open(path) as opened:
-            image = to_8_bit(ImageOps.exif_transpose(opened))
+        with Image.open(path, formats=image_formats()[1]) as image:
+            if not is_deep(image.mode):
+                return None
+            values = np.asarray(image)
+            return float(values.min()), float(values.max())
+    except Exception:  # which decoding will report
+        return None
+
+
+def range_of(found: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
+    """One range for all deep values, from the extremes of each file; None without any."""
+    finite = [pair for pair in found if np.isfinite(pair).all()]
+    if not finite:
+        return None
+    lowest, highest = min(low for low, _ in finite), max(max(high, -low) for low, high in finite)
+    # no further than 1 go floats only: integers of 1 bit are no deep ones
+    highest = 1.0 if highest <= 1 else next((2.0**bits - 1 for bits in BITS if highest <= 2**bits - 1), highest)
+    return (-highest if lowest < 0 else 0.0), highest
+
+
+def decode(
+    path: Path, shape: tuple[int, ...], value_range: tuple[float, float] | None = None
+) -> tuple[np.ndarray, bool] | str:
+    """One image as uint8 of the shape, and whether it moves; or in a few words why it cannot be decoded."""
+    try:
+        with Image.open(path, formats=image_formats()[1]) as opened:
+            moves = getattr(opened, "is_animated", False)
+            image = to_8_bit(ImageOps.exif_transpose(opened), value_range)
         image = image.convert("L" if shape[0] == 1 else "RGB")
         image = ImageOps.fit(image, (shape[2], shape[1]), Image.Resampling.LANCZOS)
     except Exception as error:  # decoders of a dozen formats raise whatever they like
         return type(error).__name__
     pixels = np.asarray(image)
-    return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
+    return (pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)), moves
 
 
-def to_8_bit(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
     """Deep grey values scaled to 8 bits, transparency laid on white; other modes as they are."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if is_deep(image.mode):
         values = np.asarray(image, dtype=np.float64)
-        highest = 1.0 if image.mode == "F" and values.max() <= 1 else 65535.0 if values.max() > 255 else 255.0
-        return Image.fromarray((values.clip(0, highest) * (255 / highest)).round().astype(np.uint8))
+        if not np.isfinite(values).all():
+            raise ValueError("values that are not finite")
+        low, high = value_range or (0.0, 255.0)
+        return Image.fromarray(((values.clip(low, high) - low) * (255 / (high - low))).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         layered = image.convert("RGBA")
         white = Image.new("RGBA", layered.size, "white")

@@ -208,7 +208,9 @@ class Inception:
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """2048 activations after the last pooling, and logits without bias, as published scores take them."""
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        features, logits = zip(*(self.network(to_bytes(part.cpu())) for part in images.split(INCEPTION_BATCH)), strict=True)
+        features, logits = zip(
+            *(self.network(to_bytes(part.cpu())) for part in images.split(INCEPTION_BATCH)), strict=True
+        )
         return torch.cat(features), torch.cat(logits)
 
     def describe(self) -> dict[str, str | int | float]:
