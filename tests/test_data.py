@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
-from torch import Tensor
 
 from tests.conftest import images
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
-from wganlab.data.images import ImageFolder
 from wganlab.data.mnist import FILES, IMAGES, MNIST
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.schema import InvalidValueError
@@ -146,124 +143,6 @@ def test_points_pass_unscaled() -> None:
     assert torch.equal(to_unit_range(points), points)
 
 
-def picture(value: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Image.Image:
-    """A flat image of one grey value, in any of Pillow's modes."""
-    grey = Image.new("L", size, value)
-    if mode == "I;16":
-        return Image.fromarray(np.full(size[::-1], value * 257, dtype=np.uint16))
-    if mode == "CMYK":
-        return Image.merge("CMYK", [Image.new("L", size, 255 - value)] * 3 + [Image.new("L", size, 0)])
-    return grey.convert(mode)
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Images of many sizes, modes and formats, in two classes, with names that are hard to handle."""
-    root = tmp_path / "mixed"
-    for name, mode in [
-        ("cats/a rgb.png", "RGB"),
-        ("cats/ü rgba.png", "RGBA"),
-        ("cats/deep/er/grey.PNG", "L"),
-        ("dogs/palette.gif", "P"),
-        ("dogs/cmyk.jpg", "CMYK"),
-        ("dogs/deep16.png", "I;16"),
-        ("dogs/one.bmp", "RGB"),
-    ]:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(100, (20 + len(name), 50), mode).save(path)
-    (root / "notes.txt").write_text("no image")
-    (root / "cats" / "loop").symlink_to(root)
-    return root
-
-
-def test_image_folder_reads_every_mode_and_size(pictures: Path) -> None:
-    source = ImageFolder(root=str(pictures), size=16)
-    images = source.load()
-    assert images.shape == (7, 3, 16, 16) == (len(source), *source.shape)
-    assert images.dtype == torch.uint8
-    assert (images.float() - 100).abs().max() <= 2, "all show the same grey"
-    labels = source.labels()
-    assert labels is not None
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert ImageFolder(root=str(pictures), size=8, channels=1).load().shape == (7, 1, 8, 8)
-
-
-def test_image_folder_crops_the_centre_and_lays_transparency_on_white(tmp_path: Path) -> None:
-    wide = Image.new("RGB", (90, 30), "red")
-    wide.paste("blue", (30, 0, 60, 30))
-    wide.save(tmp_path / "wide.png")
-    Image.new("RGBA", (10, 10), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    clear, blue = ImageFolder(root=str(tmp_path), size=10).load().float()
-    assert (clear == 255).all()
-    assert blue[:, 2:-2, 2:-2].mean(dim=(1, 2)).tolist() == pytest.approx([0, 0, 255], abs=1)
-
-
-def test_image_folder_is_cached_until_it_changes(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def load() -> tuple[Tensor, bool]:
-        images = ImageFolder(root=str(pictures), size=16).load()
-        return images, "decoding" in capsys.readouterr().out
-
-    first, decoded = load()
-    assert decoded
-    second, decoded = load()
-    assert not decoded
-    assert torch.equal(first, second)
-    assert torchvision.datasets.ImageFolder(str(pictures)).classes == ["cats", "dogs"], "the cache is no class"
-    picture(200, mode="RGB").save(pictures / "dogs" / "one.bmp")
-    third, decoded = load()
-    assert decoded
-    assert third.max() >= 199
-    second[0] = 0  # memory-mapped, but the file is not written to
-    assert load()[0].min() > 90
-
-
-def test_a_read_only_folder_is_cached_elsewhere(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ImageFolder(root=str(pictures), size=16).load()
-    (cached,) = pictures.glob(".wganlab-*.npy")
-    cached.with_suffix(".json").unlink()
-    cached.unlink()
-    cached.mkdir()  # so that no such file can be written, not even by root
-    assert len(ImageFolder(root=str(pictures), size=16).load()) == 7
-    assert len(list((tmp_path / "cache" / "wganlab").glob("*.npy"))) == 1
-    assert len(ImageFolder(root=str(pictures), size=16).load()) == 7
-
-
-def test_broken_images_are_named_and_skipped_up_to_a_limit(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (pictures / "cats" / "b broken.png").write_bytes(b"not an image")
-    whole = (pictures / "dogs" / "cmyk.jpg").read_bytes()
-    (pictures / "dogs" / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    source = ImageFolder(root=str(pictures), size=16, max_broken=2)
-    for _ in range(2):  # decoded, then cached
-        images = source.load()
-        assert len(images) == len(source) == 7
-        assert (images.float() - 100).abs().max() <= 2
-        labels = source.labels()
-        assert labels is not None
-        assert len(labels) == 7
-        source = ImageFolder(root=str(pictures), size=16, max_broken=2)
-    out = capsys.readouterr().out
-    assert "skipped 2 broken files" in out
-    assert "b broken.png (UnidentifiedImageError)" in out
-    (pictures / "empty.jpg").touch()
-    with pytest.raises(ValueError, match=r"3 of 10 files cannot be decoded, more than max_broken=2"):
-        ImageFolder(root=str(pictures), size=16, max_broken=2).load()
-    assert not list(pictures.glob(".wganlab-*.part"))
-
-
-def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidValueError, match=r"root=.*no such folder"):
-        ImageFolder(root=str(tmp_path / "nowhere"), size=8)
-    with pytest.raises(InvalidValueError, match=r"root=.*holds no images"):
-        ImageFolder(root=str(tmp_path), size=8)
-    (tmp_path / "only.png").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"1 of 1 files cannot be decoded"):
-        ImageFolder(root=str(tmp_path), size=8).load()
-
-
 @pytest.fixture
 def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with files in the format of the originals, and torchvision told their md5 sums instead."""
@@ -319,14 +198,6 @@ def test_cifar_refusals(tiny_cifar: Path, tmp_path: Path) -> None:
     (tiny_cifar / cifar.FOLDER / "data_batch_3").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"root=.*not whole, by its md5 sums"):
         cifar.CIFAR10(root=str(tiny_cifar)).load()
-
-
-def test_real_image_folders(real_data: Path) -> None:
-    faces = ImageFolder(root=str(real_data / "anime_faces"), size=64).load()
-    assert faces.shape == (6000, 3, 64, 64)
-    assert faces.float().std() > 40
-    horses = ImageFolder(root=str(real_data / "cifar10_jpeg"), size=32)
-    assert horses.load().shape == (6000, 3, 32, 32)
 
 
 def test_flips_mirror_half_of_the_images_and_are_part_of_the_stream() -> None:
