@@ -24,7 +24,7 @@ FITTING = {
     "random_architecture": ["dataset.size=32", "model.generator.width=0.1"],
 }
 NEED_FILES = [
-    *(("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces")),
+    *(("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces", "csv")),
     ("extractor", "cifar10"),
 ]
 
@@ -34,7 +34,7 @@ def test_every_choice_builds(group: str, choice: str, monkeypatch: pytest.Monkey
     overrides = [f"+{group}={choice}" if group in ("loss/feature_matching", "search") else f"{group}={choice}"]
     overrides += FITTING.get(choice, ["dataset.size=32"]) if group == "model" else []
     if (group, choice) in NEED_FILES:
-        with pytest.raises(ConfigError, match=r"dataset\.root=data"):
+        with pytest.raises(ConfigError, match=r"dataset\.(root|path)=data"):
             validate(config(*overrides))
         return
     if (group, choice) == ("accelerator", "gpu") and not torch.cuda.is_available():

@@ -27,8 +27,8 @@ SWEEP = Path(__file__).parents[1] / "experiments" / "wandb_sweep.yaml"
 
 
 def inspect(run: Path, *flags: str) -> str:
-    """What W&B's reader says of the only offline run in a run folder."""
-    (folder,) = run.glob("wandb/offline-run-*")
+    """What W&B's reader says of the only offline run in a run folder, or of the folder of one."""
+    (folder,) = run.glob("wandb/offline-run-*") if (run / "wandb").is_dir() else [run]
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -119,6 +119,37 @@ def test_a_killed_run_keeps_its_history(tmp_path: Path) -> None:
     assert len(written) > 20
     assert all(seconds[step] > seconds[written[-1]] - 0.5 for step in lost), (kept, written)
     assert json.loads((run / "status.json").read_text())["state"] == "running"
+
+
+def test_a_continued_run_has_two_parts_that_one_command_uploads(tmp_path: Path) -> None:
+    started = [*TINY, "steps=20", "compile=off", "log_every=5", "hydra.run.dir=run"]
+    assert wganlab("train", *started, cwd=tmp_path).returncode == 0
+    done = wganlab("train", "run=run", "steps=40", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    (name,) = {part.name.rpartition("-")[2] for part in parts}
+    steps = [[item["_step"] for item in history(part) if "critic/loss" in item] for part in parts]
+    assert [step for part in steps for step in part] == [int(row["step"]) for row in rows(tmp_path / "run")]
+    assert steps[1][0] > steps[0][-1], "W&B ignores steps that it has seen"
+    advice = re.search(r"wandb sync (\S+) \(all 2 parts at once\)", done.stdout)
+    assert advice, done.stdout
+    assert advice[1] == f"run/wandb/offline-run-*-{name}"
+    command = f"{sys.executable} -m wandb sync --dry-run {advice[1]}"
+    said = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=without_account(tmp_path), capture_output=True, text=True
+    )
+    assert all(part.name in said.stderr for part in parts), said
+
+
+def test_long_names_are_cut_as_w_and_b_wants_them(tmp_path: Path) -> None:
+    long = ["logger.name=" + "n" * 200, "logger.group=" + "g" * 200, f"logger.tags=[{'t' * 70},b]"]
+    done = wganlab("train", *TINY, "steps=1", *long, "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    about = begun(tmp_path / "run")
+    assert [len(about["display_name"]), len(about["run_group"])] == [128, 128]
+    assert sorted(map(len, about["tags"])) == [1, 64]
+    assert about["display_name"].startswith("n" * 119 + "-")
 
 
 def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from wganlab.networks.layers import ImageCritic, evaluation_mode, takes_labels
 from wganlab.window import Record, Window
 
 Gradients = Sequence[Tensor | None]
+#: Where fp16 gradients overflow for all that the losses are scaled by less than this, training has diverged.
+LEAST_SCALE = 2.0**-16
 
 
 def sample_latents(
@@ -319,10 +321,12 @@ class AdversarialModule(LightningModule):
 
         Losses are looked at in the order in which they were computed; gradients are those of the last step, of biases
         and scales alone where there are any: what goes wrong on the way back passes through them, and to read all
-        takes a twentieth of a step. None when all is well.
+        takes a twentieth of a step. A step of fp16 that overflows is left out, and is well. None when all is well.
         """
         if found := self.window.first_not_finite(steps):
             return found
+        if self.scaler is not None and self.scaler.get_scale() >= LEAST_SCALE:
+            return None  # the step was left out, as gradients had overflowed, and the next is scaled by less
         for name in ("critic", "generator"):
             gradients = [p.grad for p in self.weights[name] if p.grad is not None]
             gradients = [gradient for gradient in gradients if gradient.dim() < 2] or gradients

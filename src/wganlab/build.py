@@ -209,6 +209,12 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(layer, parallel.BATCH_NORMS) for layer in module.modules())
 
 
+def same_data(before: str, now: str) -> None:
+    """Raises ConfigError when the hash of a run's data is not what it was."""
+    if before != now:
+        raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
+
+
 #: The samples and labels that were read last, by the config of their data set.
 LAST_READ: dict[str, tuple[Tensor, Tensor | None]] = {}
 

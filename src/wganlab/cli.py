@@ -59,7 +59,8 @@ def train(arguments: Sequence[str]) -> int | None:
     if options.resolve and not options.cfg:
         parser.error("--resolve goes with --cfg")
     if any(asks):
-        ask_hydra(arguments)
+        given = options.overrides  # Hydra's own parser wants them last
+        ask_hydra([*(text for text in arguments if text not in given), *given])
         return 0
     where = {"config_dir": options.config_dir, "name": options.config_name}
     from wganlab.launch import run, sweep

@@ -11,10 +11,10 @@ import io
 import itertools
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -32,8 +32,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wganlab.schema import ConfigError, leaves
 
-#: Keys that may stand at a node of a config, by its dotted key.
-ParametersAt = Callable[[DictConfig, str], set[str]]
+#: Keys that may stand at a node of a config, by its dotted key, and their annotations.
+ParametersAt = Callable[[DictConfig, str], Mapping[str, Any]]
+#: How Hydra says that a config group has been given a number, or null.
+GROUP_VALUE = "Config group override must be"
+#: Key of an override, by Hydra's grammar.
+KEY = re.compile(r"~?\+{0,2}[\w./@:$-]+", re.ASCII)
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200
 #: Overrides that nobody has typed.
@@ -64,14 +68,37 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def quote_paths(overrides: Sequence[str]) -> list[str]:
-    """Overrides with the values of ``run`` and ``output`` quoted: folders of sweeps have = and , in their names."""
-    quoted = []
+def as_typed(overrides: Sequence[str], *, sweep: bool) -> list[str]:
+    """Overrides whose values can be any text: what Hydra's grammar cannot read is quoted, and so are Hydra's own keys.
+
+    In a ``sweep``, commas separate values all the same; elsewhere they do not.
+    """
+    typed = []
     for override in overrides:
-        key, _, value = override.partition("=")
-        plain = key in ("run", "output") and value and value[0] not in "'\"$"
-        quoted.append(f"{key}={quote(value)}" if plain else override)
-    return quoted
+        key, equals, value = override.partition("=")
+        swept = sweep and not key.lstrip("+").startswith("hydra.")
+        if not equals or can_read(override, sweep=swept):
+            typed.append(override)
+            continue
+        parts = value.split(",") if swept else [value]
+        read = (part if can_read(f"{key}={part}", sweep=False) else quote(part) for part in parts)
+        quoted = f"{key}={','.join(read)}"
+        typed.append(quoted if can_read(quoted, sweep=True) else override)  # else it is the key that is wrong
+    return typed
+
+
+def can_read(override: str, *, sweep: bool) -> bool:
+    """Whether Hydra's grammar takes an override for one, and where it is no ``sweep``, for that of a single value."""
+    try:
+        read = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return sweep or not read.is_choice_sweep()
+
+
+def is_text(hint: Any) -> bool:
+    """Whether an annotation is that of any text."""
+    return str in (hint, *get_args(hint))
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
@@ -87,9 +114,9 @@ def without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-def no_parameters(config: DictConfig, key: str) -> set[str]:
+def no_parameters(config: DictConfig, key: str) -> dict[str, Any]:
     """Only the keys of the YAMLs are known."""
-    return set()
+    return {}
 
 
 class Composer:
@@ -124,11 +151,35 @@ class Composer:
                     self.parameters.add(key)
                     return self.compose(overrides, master)
                 hint = self._suggestion(key, others)
+            if GROUP_VALUE in str(error):
+                hint = next(filter(None, map(self._choices, overrides)), "")
             about = [text for text in overrides if not text.startswith(OWN_OVERRIDES)]
             raise one_line(error, about, hint) from error
         with read_write(config), open_dict(config):
             config.hydra.output_subdir = None  # a folder is written into by the run that has claimed it
         return config
+
+    def as_typed(self, overrides: Sequence[str], *, sweep: bool) -> list[str]:
+        """:func:`as_typed`, but without ``sweep`` the values of keys that hold texts alone may have commas."""
+        if sweep:
+            return as_typed(overrides, sweep=True)
+        typed = []
+        for override, quoted in zip(overrides, as_typed(overrides, sweep=False), strict=True):
+            key = override.partition("=")[0].lstrip("+")
+            keep = quoted != override and can_read(override, sweep=True) and not self._holds_text(key, overrides)
+            typed.append(override if keep else quoted)
+        return typed
+
+    def _holds_text(self, key: str, overrides: Sequence[str]) -> bool:
+        """Whether the value of a key is a text, and may be any."""
+        if key.startswith("hydra."):
+            return True
+        parent, _, name = key.rpartition(".")
+        others = [text for text in as_typed(overrides, sweep=False) if text.lstrip("+").partition("=")[0] != key]
+        try:
+            return is_text(self.parameters_at(without_hydra(self.compose(others)), parent).get(name))
+        except ConfigError:
+            return False
 
     def context(self, config: DictConfig, loader: Any = None) -> HydraContext:
         """What Hydra's launchers work with; ``loader`` may stand for Hydra's own."""
@@ -142,6 +193,14 @@ class Composer:
             return without_hydra(self.compose(others, master))
         except ConfigError:
             return without_hydra(self.compose([], master))
+
+    def _choices(self, override: str) -> str:
+        """What may be given for a config group, where an override gives a value that is no text."""
+        key, _, value = override.partition("=")
+        choices = self.loader.get_group_options(key)
+        if not choices or isinstance(parse([override])[0].value(), str | list):
+            return ""
+        return f"{key}={value}: no such choice; allowed are {', '.join(choices)}"
 
     def _suggestion(self, key: str, config: DictConfig) -> str:
         """What somebody who typed an unknown key may have meant."""
@@ -205,10 +264,12 @@ def prefer_own_choices() -> None:
         ConfigStore.instance().repo["hydra"].get(path.parent.name, {}).pop(path.name, None)
 
 
-def compose_config(name: str, overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
+def compose_config(
+    name: str, overrides: Sequence[str], *, config_dir: str | None = None, parameters_at: ParametersAt = no_parameters
+) -> DictConfig:
     """conf/<name>.yaml with overrides, as plain config. Raises ConfigError, in one line, for whatever Hydra refuses."""
-    with composer(name, config_dir) as hydra:
-        return without_hydra(hydra.compose(overrides))
+    with composer(name, config_dir, parameters_at) as hydra:
+        return without_hydra(hydra.compose(as_typed(overrides, sweep=False)))
 
 
 def split_sweep(overrides: Sequence[Override]) -> list[list[str]]:
@@ -261,11 +322,23 @@ def one_line(error: Exception, overrides: Sequence[str] = (), hint: str = "") ->
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return ConfigError(group, f"={choice}: no such choice; allowed are {', '.join(error.options)}")
+    if GROUP_VALUE in text and hint:
+        return ConfigError("", hint)
+    if several := re.search(r"Ambiguous value for argument '(.*?)' 1\. To use it as a list", text):
+        key, _, value = several[1].partition("=")
+        fault = f"several values are a sweep, which needs -m; as a list they are {key}=[{value}]"
+        return ConfigError(several[1], f": {fault}")
     if key := unknown_key(error):
         return ConfigError(key, f": unknown key; {hint}")
     if unmatched := re.search(r"Could not delete(?: from config)?\.? '?([\w./@]+)'?", text):
         return ConfigError(f"~{unmatched[1]}", ": there is no such key to delete")
     if isinstance(error, OverrideParseException):
+        key, equals, _ = error.override.partition("=")
+        wrong = next((character for character in key if not KEY.fullmatch(f"a{character}")), "")
+        if not key:
+            return ConfigError(error.override, ": has no key before its =")
+        if equals and wrong:
+            return ConfigError(error.override, f": no key has {wrong!r} in it; allowed are words with dots between")
         return ConfigError(error.override, ": not an override of the form key=value")
     return ConfigError(" ".join(overrides), f": {text}")
 

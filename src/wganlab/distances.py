@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 
+def exact(values: Tensor) -> Tensor:
+    """The values in fp64; on the CPU where their device has none, as Apple's GPUs."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def _probabilities(*distributions: Tensor) -> list[Tensor]:
     """As fp64 vectors. Raises ValueError when they are no distributions over the same outcomes."""
-    vectors = [torch.as_tensor(p, dtype=torch.float64).flatten() for p in distributions]
+    vectors = [exact(torch.as_tensor(p)).flatten() for p in distributions]
     for p in vectors:
         if len(p) != len(vectors[0]):
             raise ValueError(f"distributions over {len(vectors[0])} and {len(p)} outcomes cannot be compared")
@@ -59,7 +64,7 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 def earth_mover(p: Tensor, q: Tensor, points: Tensor) -> float:
     """W1(P, Q) of distributions over ``points`` (n, *shape), Euclidean ground distance; the optimum, by POT."""
     p, q = _probabilities(p, q)
-    locations = points.reshape(len(p), -1).double()
+    locations = exact(points.reshape(len(p), -1))
     return _transport(p, q, torch.cdist(locations, locations))
 
 
@@ -70,7 +75,7 @@ def wasserstein(first: Tensor, second: Tensor, *, order: int = 1) -> float:
     Cost grows as n^3: about 0.1 s for 512 points, so use :func:`sliced_wasserstein` for many thousands. Samples of
     finite size bias it upwards: read it beside the distance between two samples of one distribution.
     """
-    cost = torch.cdist(first.flatten(1).double(), second.flatten(1).double()) ** order
+    cost = torch.cdist(exact(first.flatten(1)), exact(second.flatten(1))) ** order
     n, m = cost.shape
     return _transport(cost.new_full((n,), 1 / n), cost.new_full((m,), 1 / m), cost) ** (1 / order)
 
@@ -84,9 +89,9 @@ def sliced_wasserstein(
     """
     if len(first) != len(second):
         raise ValueError(f"sliced_wasserstein compares clouds of one size, not {len(first)} and {len(second)}")
-    clouds = [cloud.flatten(1).double() for cloud in (first, second)]
+    clouds = [exact(cloud.flatten(1)) for cloud in (first, second)]
     directions = torch.randn(clouds[0].shape[1], projections, dtype=torch.float64, generator=generator)
-    directions = (directions / directions.norm(dim=0)).to(first.device)
+    directions = (directions / directions.norm(dim=0)).to(clouds[0].device)
     low, high = ((cloud @ directions).sort(dim=0).values for cloud in clouds)
     return (low - high).abs().pow(order).mean().item() ** (1 / order)
 

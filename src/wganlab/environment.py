@@ -77,16 +77,25 @@ def is_submitit(number: int) -> bool:
     return str(getattr(signal.getsignal(number), "__module__", "")).startswith("submitit")
 
 
+def submitit_signals() -> list[int]:
+    """Those of the user's signals, which Windows has not, that submitit takes."""
+    return [number for number in user_signals() if is_submitit(number)]
+
+
+def user_signals() -> list[int]:
+    """SIGUSR1 and SIGUSR2, where the system has them."""
+    return [number for name in ("SIGUSR1", "SIGUSR2") if (number := getattr(signal, name, None))]
+
+
 def signals() -> Sequence[int]:
     """What asks a run to stop: SIGINT and SIGTERM; in a job of submitit its signal; on ranks what torch passes on."""
     if place() and (passed_on := os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE")):
         return [signal.Signals[name.strip()] for name in passed_on.split(",")]
-    submitit = [number for number in (signal.SIGUSR1, signal.SIGUSR2) if is_submitit(number)]
-    return submitit or [signal.SIGINT, signal.SIGTERM]
+    return submitit_signals() or [signal.SIGINT, signal.SIGTERM]
 
 
 def ignore_signals() -> None:
     """On a further rank: what is for rank zero reaches all processes of a group that is signalled."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGINT, signal.SIGTERM, *user_signals()):
             signal.signal(number, signal.SIG_IGN)

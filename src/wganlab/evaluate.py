@@ -22,6 +22,7 @@ from wganlab.metrics.features import memorisation, nearest
 from wganlab.metrics.protocol import Protocol
 from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_grid
+from wganlab.places import at_hand, moved
 from wganlab.regularizers import interpolate
 from wganlab.runs import Run, read_checkpoint
 from wganlab.schema import ConfigError
@@ -58,13 +59,15 @@ def evaluate(
     """Score a checkpoint of a run folder; returns evaluation/CHECKPOINT_PROTOCOL.json, and what it holds.
 
     ``n`` samples are compared by exact distances, ``images`` by the features of ``extractor``, with real samples of
-    ``split``, or of the run's data set with the changes in ``dataset``. Of images, a picture beside the file shows some
-    samples and the training images nearest to them. conf/evaluate.yaml has the same keys.
+    ``split``, or of the run's data set with the changes in ``dataset``; of data that have moved, these say where they
+    are. Of images, a picture beside the file shows some samples and the training images nearest to them.
+    conf/evaluate.yaml has the same keys.
     """
     opened = Run.open(run)
-    trained = trained_config(opened, "score")
-    protocol = Protocol(n=n, images=images, extractor=extractor)
-    module, stream, step = load(trained, opened.checkpoint(checkpoint))
+    with at_hand(trained_config(opened, "score"), opened) as config:
+        trained, dataset = moved(config, dataset)
+        protocol = Protocol(n=n, images=images, extractor=extractor)
+        module, stream, step = load(trained, opened.checkpoint(checkpoint))
     wanted = max(2 * n, images)
     protocol.prepare(stream, real_samples(trained, stream, split, dataset, wanted), split=split_name(split, dataset))
     scores, fake = score(module, protocol, seed)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from wganlab.files import write_json, write_text
 from wganlab.locks import BusyError, is_locked, locked
+from wganlab.places import is_move
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, leaves
 from wganlab.validate import complete
@@ -55,7 +56,7 @@ def already_holds_a_run(folder: Path) -> ConfigError:
 
 
 def check_same_run(folder: Path, config: DictConfig, key: str) -> str | None:
-    """Raises ConfigError unless a checked config is that of the run in a folder, but for a higher budget.
+    """Raises ConfigError unless a checked config is that of the run in a folder, but for a higher budget or moved data.
 
     Returns the key of the budget that is higher, None where all is the same.
     """
@@ -67,7 +68,7 @@ def check_same_run(folder: Path, config: DictConfig, key: str) -> str | None:
     raised = None
     for name in dict.fromkeys([*before, *after]):
         was, wanted = before.get(name, "absent"), after.get(name, "absent")
-        if was == wanted:
+        if was == wanted or is_move(config, name, was, wanted):
             continue
         if not (name in BUDGETS and all(isinstance(n, int) for n in (was, wanted)) and wanted > was):
             rule = "may only be raised" if name in BUDGETS else "cannot change in a run that is continued"

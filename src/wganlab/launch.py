@@ -5,26 +5,28 @@ run is :func:`run`, many are :func:`sweep`, a run that goes on is :func:`resume`
 :func:`wganlab.record.train_in`, which claims a folder and trains in it.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGUSR2, raise_signal
+from signal import raise_signal
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus, run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import PositiveInt
 
 from wganlab import search
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.config import (
     Composer,
+    as_typed,
     composer,
     name_jobs_by_what_varies,
     parse,
@@ -33,13 +35,14 @@ from wganlab.config import (
     split_sweep,
     without_hydra,
 )
-from wganlab.environment import is_further_rank, is_submitit, place
-from wganlab.folders import check_folder, check_same_run, check_sweep, claimed_sweep
+from wganlab.environment import is_further_rank, is_submitit, place, submitit_signals
+from wganlab.folders import BUDGETS, check_folder, check_same_run, check_sweep, claimed_sweep
 from wganlab.locks import BusyError
 from wganlab.parallel import broadcast_object
+from wganlab.places import at_hand, is_move
 from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, check_value
 from wganlab.sweeps import run_sweep
 from wganlab.validate import complete, parameters_at, validate
 
@@ -87,6 +90,7 @@ def raising_for_all_ranks() -> Iterator[None]:
 
 def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     """The checked config of one run, with Hydra's own node, and its folder."""
+    overrides = hydra.as_typed(overrides, sweep=False)
     parse(overrides)
     config = hydra.compose([*overrides, "hydra.mode=RUN"])
     check_budget(config, overrides)
@@ -98,14 +102,16 @@ def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Pat
 
 
 def resume(overrides: Sequence[str]) -> Path:
-    """Continue a run in its folder: its own config, or one with a higher budget. Returns the folder."""
+    """Continue a run in its folder: its own config, with a higher budget, or with data that have moved.
+
+    Returns the folder.
+    """
     if flags := [text for text in overrides if "=" not in text]:
         raise ConfigError(" ".join(flags), ": only a higher steps= or images= can be given to a run that is continued")
-    given = dict(text.split("=", 1) for text in overrides)
-    found = Run.open(given.pop("run"))
-    changes = {key: yaml.safe_load(value) for key, value in given.items()}
+    given = {one.key_or_group: one.value() for one in parse(as_typed(overrides, sweep=False))}
+    found, changes = Run.open(str(given["run"])), {key: value for key, value in given.items() if key != "run"}
     budget = "steps" if found.config.get("images") is None else "images"
-    for key in {"steps", "images"} & changes.keys() - {budget}:
+    for key in {*BUDGETS} & changes.keys() - {budget}:
         current = f"{budget}={found.config.get(budget)}"
         raise ConfigError(key, f"={changes[key]}: the budget of this run is {current}; raise that")
     config = OmegaConf.create(found.config)
@@ -115,10 +121,15 @@ def resume(overrides: Sequence[str]) -> Path:
         if "model" in config:
             complete(config)
         for key, value in changes.items():
+            if key in BUDGETS:
+                check_value(PositiveInt, value, key)
+            if is_move(config, key, "", value):  # the folder that it is relative to is not recorded again
+                value = os.path.abspath(os.path.expanduser(str(value)))
             OmegaConf.update(config, key, value, force_add=True)
         check_same_run(found.folder, config, "run")
-        validate(config)
-        train_in(found.folder.absolute(), config, may_continue=True)
+        with at_hand(config, found) as config:
+            validate(config)
+            train_in(found.folder.absolute(), config, may_continue=True)
     finally:
         HydraConfig.instance().cfg = before
     return found.folder
@@ -150,6 +161,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None, name: str 
 
 def plan_sweep(hydra: Composer, overrides: Sequence[str]) -> "Jobs":
     """The jobs of a multirun, not composed yet but for what they have in common."""
+    overrides = hydra.as_typed(overrides, sweep=True)
     given = parse(overrides, hydra.loader)
     names = name_jobs_by_what_varies(given)
     fixed = [text for text, one in zip(overrides, given, strict=True) if not one.is_sweep_override()]
@@ -268,6 +280,8 @@ def fix_folder(config: DictConfig, key: str) -> Path:
         folder = Path(OmegaConf.select(config, key))
     except OmegaConfBaseException as error:
         raise ConfigError(key, ": " + " ".join(str(error).split())) from error
+    if config.hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir", "=true: paths in a config are those of where you are; must be false")
     OmegaConf.set_readonly(config.hydra, None)
     OmegaConf.update(config, key, folder.as_posix())
     return folder
@@ -291,7 +305,7 @@ def job(config: DictConfig) -> float | None:
     try:
         return train_in(Path(hydra.runtime.output_dir), config, may_continue=in_sweep)
     except SystemExit as error:
-        if is_submitit(SIGUSR2):  # which has put the job into the queue again
+        if submitit_signals():  # of which one has put the job into the queue again
             raise
         raise RuntimeError(f"sys.exit({error.code})") from error
     except Exception as error:

@@ -1,10 +1,14 @@
 """One process per run folder: a lock that dies with its holder."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class BusyError(Exception):
@@ -18,8 +22,18 @@ class BusyError(Exception):
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for as long as the block, or the process, lives. Raises BusyError when somebody else does.
 
-    The lock is the kernel's (flock) on the folder itself: it leaves no file, and a killed process cannot keep it.
+    The lock is the kernel's (flock) on the folder itself: it leaves no file, and a killed process cannot keep it. On
+    Windows it is that of a file in the folder.
     """
+    if fcntl is None:
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise BusyError(folder) from None
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

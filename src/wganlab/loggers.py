@@ -1,6 +1,7 @@
 """Weights & Biases, such that it never prompts, blocks or fails a run."""
 
 import functools
+import hashlib
 import math
 import os
 import secrets
@@ -98,6 +99,12 @@ def new_id() -> str:
     return (in_agent() and os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
 
 
+def shortened(text: str, most: int) -> str:
+    """A name as W&B takes it, which refuses longer ones: its beginning, and a hash of the whole."""
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text if len(text) <= most else f"{text[: most - 9]}-{mark}"
+
+
 def first_line(error: Exception) -> str:
     """What an error says, cut to a line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
@@ -141,6 +148,8 @@ class WandbLogger(loggers.WandbLogger):
         arguments = {k: v for k, v in self._wandb_init.items() if k not in ("resume", "anonymous", "mode")}
         arguments |= {"resume": "allow"}
         arguments |= {key: value for key, value in identity.items() if not arguments.get(key)}
+        arguments |= {key: shortened(arguments[key], 128) for key in ("name", "group") if arguments.get(key)}
+        arguments |= {"tags": [shortened(str(tag), 64) for tag in arguments.get("tags") or []]}
         first, reason = choose_mode()
         for mode in dict.fromkeys([first, "offline"]):
             try:
@@ -155,7 +164,10 @@ class WandbLogger(loggers.WandbLogger):
             self._experiment, self.mode = run, mode
             if mode == "offline":
                 folder = Path(run.dir).parent  # the run's own folder; .dir is its files/
-                print(f"W&B is offline ({reason}); upload later with: wandb sync {os.path.relpath(folder)}", flush=True)
+                parts, what = [*folder.parent.glob(f"offline-run-*-{run.id}")], os.path.relpath(folder)
+                if len(parts) > 1:  # one for each time that the run was begun or continued
+                    what = f"{os.path.relpath(folder.parent)}/offline-run-*-{run.id} (all {len(parts)} parts at once)"
+                print(f"W&B is offline ({reason}); upload later with: wandb sync {what}", flush=True)
             elif mode == "online":
                 print(f"W&B: {run.url}", flush=True)
             return True

@@ -101,7 +101,7 @@ def save_histograms(fake: Tensor, path: Path, *, columns: Columns, real: Tensor 
     colours = ["tab:orange", "tab:green"][-len(shown) :]
     figure, panels = panels_of(columns)
     for column, axes in panels:
-        values = [rows[:, column][rows[:, column].isfinite()].double() for rows in shown]
+        values = [rows[:, column][rows[:, column].isfinite()].cpu().double() for rows in shown]
         ends = [value.quantile(q).item() for value in values if len(value) for q in (0.01, 0.99)]
         low, high = min(ends, default=0.0), max(ends, default=0.0)
         low, high = (low, high) if low < high else (low - 0.5, high + 0.5)

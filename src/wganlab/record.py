@@ -17,8 +17,9 @@ from wganlab import environment, loggers, parallel, torchrun
 from wganlab.build import generator_steps
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import write_json
-from wganlab.folders import already_holds_a_run, check_same_run, claimed, write_config
+from wganlab.folders import already_holds_a_run, check_same_run, claimed, plain, write_config
 from wganlab.metrics import objective_of
+from wganlab.places import prove
 from wganlab.runs import Run, Status
 from wganlab.training import fit
 
@@ -54,6 +55,8 @@ def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) 
     summary = summary_of_completed(folder, status, generator_steps(config))
     if summary is None:
         refuse_to_repeat(status)
+        if status and Run(folder).config.get("dataset") != plain(config)["dataset"]:
+            prove(config, folder)
         write_config(folder, config)
         summary = run(config, folder, status)
     else:

@@ -100,10 +100,23 @@ class Run:
     @cached_property
     def choices(self) -> dict[str, str]:
         """Config group -> choice, Hydra's own groups left out."""
-        choices: Any = self._mapping(".hydra/hydra.yaml", yaml.safe_load)
-        for key in ("hydra", "runtime", "choices"):
-            choices = choices.get(key) if isinstance(choices, dict) else None
-        return {key: str(value) for key, value in (choices or {}).items() if not key.startswith("hydra/")}
+        choices = self.runtime.get("choices")
+        found = choices if isinstance(choices, dict) else {}
+        return {key: str(value) for key, value in found.items() if not key.startswith("hydra/")}
+
+    @cached_property
+    def began_in(self) -> Path | None:
+        """The folder in which the command was given that began the run, where that is known."""
+        folder = self.runtime.get("cwd")
+        return Path(folder) if isinstance(folder, str) else None
+
+    @cached_property
+    def runtime(self) -> dict[str, Any]:
+        """What Hydra knew of the job when it began."""
+        found: Any = self._mapping(".hydra/hydra.yaml", yaml.safe_load)
+        for key in ("hydra", "runtime"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def status(self) -> dict[str, Any]:

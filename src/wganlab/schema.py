@@ -150,6 +150,8 @@ def check_value(hint: Any, value: Any, key: str) -> Any:
             return validator.validate_json(json.dumps(value))
         except (ValidationError, TypeError):
             allowed = allowed_by(validator)
+    if isinstance(value, bool | int | float | list) and "a text" in allowed:
+        allowed += f"""; a text that looks otherwise is quoted twice: "{key}='...'\""""
     shown = json.dumps(value, default=str) if isinstance(value, list | dict | bool | None) else value
     raise ConfigError(key, f"={shown}: must be {allowed}") from None
 

@@ -16,7 +16,7 @@ from torch import nn
 import wganlab
 from wganlab import loggers, parallel, torchrun
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import build_module, construct, generator_steps, open_stream
+from wganlab.build import build_module, construct, generator_steps, open_stream, same_data
 from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
@@ -27,7 +27,6 @@ from wganlab.data import Source
 from wganlab.data.stream import BatchStream
 from wganlab.files import write_json
 from wganlab.runs import final_and_best, read_checkpoint
-from wganlab.schema import ConfigError
 
 
 def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -130,8 +129,7 @@ def check_continuation(saved: Mapping[str, Any] | None, fingerprint: str) -> Non
     """Say from where a run goes on, if it has begun. Raises ConfigError when its data are no longer the same."""
     if saved is None:
         return
-    if saved["fingerprint"] != fingerprint:
-        raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
+    same_data(saved["fingerprint"], fingerprint)
     print(f"continuing after generator step {saved['global_step']}", flush=True)
     threads, of = saved["wganlab"]["threads"], saved["wganlab"].get("ranks", 1)
     if threads != torch.get_num_threads():

@@ -22,11 +22,12 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
 from wganlab.build import NO_LABELS, build_module, check_last_batch, construct, has_batch_norm, naming
 from wganlab.callbacks.compilation import Compile
-from wganlab.config import compose_config, composer, quote_paths, source_key, without_hydra
+from wganlab.config import compose_config, composer, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
 from wganlab.data.stream import Batch, Reshuffle
 from wganlab.regularizers import Regularizer
+from wganlab.runs import Run
 from wganlab.schema import (
     ConfigError,
     Factory,
@@ -119,7 +120,7 @@ def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> d
     Raises ConfigError where one is missing or wrong.
     """
     name = command.__name__
-    config = compose_config(name, quote_paths(overrides))
+    config = compose_config(name, overrides, parameters_at=parameters_of_run)
     if OmegaConf.is_missing(config, "run"):
         raise ConfigError("run", f": is missing; give a run folder, as in wganlab {name} run=PATH")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
@@ -151,8 +152,11 @@ def is_written(raw: Any, key: str) -> bool:
     return isinstance(raw, dict)
 
 
-def parameters_at(config: DictConfig, key: str) -> set[str]:
-    """The keys that may stand at a node of a config: the parameters of what it constructs; none if that is unknown."""
+def parameters_at(config: DictConfig, key: str) -> dict[str, Any]:
+    """Keys that may stand at a node of a config, with their annotations: the parameters of what it constructs.
+
+    There are none where that is unknown.
+    """
     target: Any = RunConfig
     hint, node = Any, config
     try:
@@ -161,9 +165,18 @@ def parameters_at(config: DictConfig, key: str) -> set[str]:
             hint = known[part].hint if part in known else item_hint(hint)
             node = node[part]
             target = locate(node["_target_"]) if "_target_" in node else group_class(hint)
-        return set(parameters(target)) - set(factory_arguments(hint)) if target else set()
+        known = parameters(target) if target else {}
+        return {name: one.hint for name, one in known.items() if name not in factory_arguments(hint)}
     except (Exception, SystemExit):  # an import runs whatever code the module holds; the check says what is wrong
-        return set()
+        return {}
+
+
+def parameters_of_run(config: DictConfig, key: str) -> dict[str, Any]:
+    """:func:`parameters_at` of the run that the config of a command names."""
+    try:
+        return parameters_at(OmegaConf.create(Run.open(config.run).config), key)
+    except (ConfigError, OmegaConfBaseException):
+        return {}
 
 
 def check_optimizers(config: DictConfig) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from wganlab.distances import exact
 from wganlab.networks.layers import FeatureCritic
 from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
@@ -46,11 +47,11 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
     if isinstance(network, nn.LeakyReLU):
         return max(1.0, network.negative_slope)
     if isinstance(network, nn.Linear):
-        return torch.linalg.matrix_norm(network.weight.detach().double(), ord=2).item()
+        return torch.linalg.matrix_norm(exact(network.weight.detach()), ord=2).item()
     if isinstance(network, nn.Conv2d) and network.groups == 1 and network.dilation == (1, 1):
         pairs = zip(network.kernel_size, network.stride, strict=True)
         patches = math.prod(math.ceil(size / stride) for size, stride in pairs)
-        return math.sqrt(patches) * torch.linalg.matrix_norm(network.weight.detach().double().flatten(1), ord=2).item()
+        return math.sqrt(patches) * torch.linalg.matrix_norm(exact(network.weight.detach()).flatten(1), ord=2).item()
     if isinstance(network, NORM_LAYERS):
         return norm_bound(network)
     return math.inf
@@ -77,7 +78,8 @@ def layer_gradient_norms(critic: nn.Module, objective: Objective, real: Tensor, 
     depth where gradients explode or vanish (WGAN-GP, arXiv 1704.00028, figure 1b). Computed in fp64, since vanishing
     gradients underflow in fp32.
     """
-    critic, real, fake = copy.deepcopy(critic).double(), real.double(), fake.double()
+    real, fake = exact(real), exact(fake)
+    critic = copy.deepcopy(critic).to(real)
     outputs: dict[str, list[Tensor]] = {}
     hooks = [
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.setdefault(name, []).append(output))
@@ -120,7 +122,7 @@ def value_density(critic: nn.Module, points: Tensor, data: Tensor, *, bandwidth:
 
     with torch.no_grad():
         values = critic(points)
-    log_density = (-torch.cdist(points.double(), data.double()).square() / (2 * bandwidth**2)).logsumexp(1)
+    log_density = (-torch.cdist(exact(points), exact(data)).square() / (2 * bandwidth**2)).logsumexp(1)
     return float(spearmanr(values.cpu().numpy(), log_density.cpu().numpy()).statistic)
 
 

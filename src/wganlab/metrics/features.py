@@ -4,12 +4,14 @@ Features are tensors (n, dim), real ones first; a row is an image. Scores depend
 images chosen: compare only scores of one protocol (:mod:`wganlab.metrics.protocol`).
 """
 
+from functools import reduce
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from wganlab.data.stream import to_unit_range
-from wganlab.distances import kl
+from wganlab.distances import exact, kl
 
 #: The nearest so many of its own kind make an image's ball, in precision and recall, and in density and coverage.
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
@@ -32,9 +34,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 def moments(features: Tensor) -> dict[str, np.ndarray]:
     """Mean (dim,) and covariance (dim, dim) of features, in fp64, as torch-fidelity takes them."""
-    mean = features.mean(0, dtype=torch.float64)
-    centred = (part.double() - mean for part in features.split(BLOCK))
-    covariance = sum(part.T @ part for part in centred) / (len(features) - 1)
+    parts = features.split(BLOCK)
+    mean = torch.stack([exact(part).sum(0) for part in parts]).sum(0) / len(features)
+    centred = (exact(part) - mean for part in parts)
+    covariance = reduce(torch.add, (part.T @ part for part in centred)) / (len(features) - 1)
     return {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
 
 
@@ -48,7 +51,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 20, size: int 
     size, random, total = min(size, len(real), len(fake)), np.random.RandomState(0), 0.0
     for _ in range(subsets):
         chosen = [
-            features[random.choice(len(features), size, replace=False)].double().cpu() for features in (fake, real)
+            features[random.choice(len(features), size, replace=False)].cpu().double() for features in (fake, real)
         ]
         found = metric_kid.kid_features_to_metric(*chosen, kid_subsets=1, kid_subset_size=size, verbose=False)
         total += found[metric_kid.KEY_METRIC_KID_MEAN] / subsets
@@ -101,11 +104,11 @@ def class_scores(logits: Tensor, shares: Tensor, *, confident: float = 0.9) -> d
     - ``classes``: how many classes are the likeliest of a confident image;
     - ``class_kl``: KL(classes among generated images || ``shares``), in nats, by the likeliest class.
     """
-    probability, likeliest = logits.double().softmax(1).max(1)
+    probability, likeliest = exact(logits).softmax(1).max(1)
     sure = probability >= confident
     found = torch.bincount(likeliest, minlength=len(shares)) / len(logits)
     return {
-        "confident": sure.double().mean().item(),
+        "confident": sure.float().mean().item(),
         "classes": float(len(likeliest[sure].unique())),
         "class_kl": kl(found, shares),
     }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wganlab.distances import kl
+from wganlab.distances import exact, kl
 
 
 def mode_scores(points: Tensor, centers: Tensor, sd: float, *, within: float = 3.0) -> dict[str, float]:
@@ -19,11 +19,12 @@ def mode_scores(points: Tensor, centers: Tensor, sd: float, *, within: float = 3
     """
     if not torch.isfinite(points).all():
         return dict.fromkeys(("modes", "high_quality", "mode_kl"), float("nan"))
-    distances, nearest = torch.cdist(points.double(), centers.to(points.device).double()).min(dim=1)
+    points = exact(points)
+    distances, nearest = torch.cdist(points, centers.to(points)).min(dim=1)
     good = distances <= within * sd
     shares = torch.bincount(nearest, minlength=len(centers)) / len(points)
     return {
         "modes": float(len(nearest[good].unique())),
-        "high_quality": good.double().mean().item(),
+        "high_quality": good.float().mean().item(),
         "mode_kl": kl(shares, torch.full_like(shares, 1 / len(centers))),
     }
