@@ -41,12 +41,9 @@ def test_every_choice_builds(group: str, choice: str, monkeypatch: pytest.Monkey
         with pytest.raises(ConfigError, match="allowed here: auto, cpu"):
             validate(config(*overrides))
         return
-    if choice == "inception":
+    if choice == "inception":  # its weights are fetched when a run begins
+        monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a check touches the network"))
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-        with pytest.raises(ConfigError, match=r"extractor\.weights=null: cannot download"):
-            validate(config(*overrides))
-        return
     validate(config(*overrides))
 
 
@@ -171,9 +168,15 @@ BAD = [
     ("+accelerator.max_steps=5", "accelerator.max_steps: unknown key"),
     ("+model.n_critic=7", "model.n_critic: unknown key"),
     ("+callbacks.foo._target_=builtins.dict", "callbacks.foo"),
-    ("+callbacks.foo._target_=wganlab.objectives.Minimax", "callbacks.foo: must be a Lightning callback"),
-    ("loss.objective._target_=wganlab.regularizers.Regularizer", "loss.objective: has no method critic_loss"),
-    ("loss=gan +loss.regularizer.r._target_=wganlab.objectives.Minimax", "loss.regularizer.r: must be a subclass"),
+    (
+        "+callbacks.foo._target_=wganlab.objectives.Minimax",
+        "callbacks.foo._target_=wganlab.objectives.Minimax: is no Callback",
+    ),
+    ("loss.objective._target_=wganlab.regularizers.Regularizer", "wganlab.regularizers.Regularizer: is no Objective"),
+    (
+        "loss=gan +loss.regularizer.r._target_=wganlab.objectives.Minimax",
+        "Minimax: is no Regularizer",
+    ),
     ("steps=${foo}", "foo"),
     ("loss.optimizer.lr=${loss.optimizer.lr}", "loss.optimizer.lr"),
     ("~nothing", "~nothing: there is no such key to delete"),

@@ -289,7 +289,7 @@ def test_inception_without_weights_is_refused_in_one_line(tmp_path: Path, monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(ConfigError, match=r"extractor.weights=null: cannot download weights-inception-2015") as error:
-        construct(config("extractor=inception"), "extractor")
+        construct(config("extractor=inception"), "extractor").prepare(torch.zeros(2, 3, 8, 8), None, "")
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"weights=nowhere\.pth: no such file"):
         construct(config("extractor=inception", "extractor.weights=nowhere.pth"), "extractor")

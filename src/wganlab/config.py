@@ -64,8 +64,9 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 def quote(text: str) -> str:
-    """A text as a value of Hydra's grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A text as a value of Hydra's grammar, in which backslashes are doubled before a quote alone."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def as_typed(overrides: Sequence[str], *, sweep: bool) -> list[str]:
@@ -103,6 +104,8 @@ def is_text(hint: Any) -> bool:
 
 def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
     """Overrides by Hydra's grammar. Raises ConfigError for one that it cannot read."""
+    if nameless := [text for text in overrides if text.startswith("=")]:
+        raise ConfigError(nameless[0], ": has no key before its =")
     try:
         return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     except HydraException as error:
@@ -335,8 +338,6 @@ def one_line(error: Exception, overrides: Sequence[str] = (), hint: str = "") ->
     if isinstance(error, OverrideParseException):
         key, equals, _ = error.override.partition("=")
         wrong = next((character for character in key if not KEY.fullmatch(f"a{character}")), "")
-        if not key:
-            return ConfigError(error.override, ": has no key before its =")
         if equals and wrong:
             return ConfigError(error.override, f": no key has {wrong!r} in it; allowed are words with dots between")
         return ConfigError(error.override, ": not an override of the form key=value")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import PositiveInt
+from pytorch_lightning import LightningModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -54,7 +55,7 @@ class MakeModule(Factory, Protocol):
         loss: "Loss",
         averaging: Any,
         augmentation: Any,
-    ) -> Any: ...
+    ) -> LightningModule: ...
 
 
 @runtime_checkable

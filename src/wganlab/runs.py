@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,7 +17,7 @@ import yaml
 
 from wganlab.locks import is_locked
 from wganlab.metrics import metric_of
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, leaves
 from wganlab.translate import translate
 
 Row = dict[str, float]
@@ -83,6 +85,9 @@ class Run:
         if not (folder / ".hydra" / "config.yaml").is_file():
             reason = "is no run folder: it has no .hydra/config.yaml" if folder.is_dir() else "does not exist"
             raise ConfigError(key, f"={folder}: {reason}; give a folder that wganlab train has written")
+        if link := link_out_of(folder):
+            where = f"{link.relative_to(folder)} is a link that leads out of the run folder"
+            raise ConfigError(key, f"={folder}: {where}; put there what it stands for")
         return cls(folder)
 
     @cached_property
@@ -187,7 +192,7 @@ class Run:
         found = {}
         for path in sorted(self.folder.glob("samples/step_*.png")):
             step = re.fullmatch(r"step_(\d+)", path.stem)
-            if step and is_png(path):
+            if step and self._holds(path) and is_png(path):
                 found[int(step[1])] = path
             else:
                 self.problems.append(f"samples/{path.name} is no grid of samples")
@@ -210,6 +215,10 @@ class Run:
         except (ConfigError, KeyError, TypeError):
             return None
 
+    def _holds(self, path: Path) -> bool:
+        """Whether a path does not lead out of the folder."""
+        return path.resolve().is_relative_to(self.folder.resolve())
+
     def _mapping(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
         content = self._read(name, parse)
         if content is not None and not isinstance(content, dict):
@@ -218,6 +227,9 @@ class Run:
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:
+            if not self._holds(self.folder / name):
+                self.problems.append(f"{name} is a link that leads out of the run folder")
+                return None
             return parse((self.folder / name).read_text(encoding="utf-8"))
         except OSError:
             self.problems.append(f"{name} is missing")
@@ -226,15 +238,42 @@ class Run:
         return None
 
 
+def read_archive(path: Path) -> Any:
+    """What torch.save has written, tensors in plain containers, read without running any code of the file.
+
+    Raises ValueError for a file that would take more memory than it is long, and whatever torch raises for others.
+    """
+    import torch  # which takes a second, and reports of tables do without
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its content is larger than the file, which torch does not write")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for _, value in leaves(saved):
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(tensor, torch.Tensor) and tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise ValueError("a tensor is larger than its content, which torch does not write")
+    return saved
+
+
+def link_out_of(folder: Path) -> Path | None:
+    """A link in a folder that leads out of it, where there is one."""
+    real = folder.resolve()
+    for below, folders, files in os.walk(folder):
+        for path in (Path(below, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(real):
+                return path
+    return None
+
+
 def read_checkpoint(path: Path, key: str = "run") -> Mapping[str, Any]:
     """A checkpoint of this version of wganlab, loaded without running any code of the file.
 
     Raises ConfigError for one that is damaged, foreign or of another version.
     """
-    import torch  # which takes a second, and reports of tables do without
-
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_archive(path)
     except Exception as error:  # torch raises a dozen types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(key, f": {path} is damaged or no checkpoint of wganlab ({reason[:120]})") from error

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -18,11 +18,12 @@ from torchvision.transforms.functional import to_pil_image
 from wganlab.adversarial import sample_latents
 from wganlab.averaging import trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
+from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
 from wganlab.networks.layers import takes_labels
 from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
-from wganlab.runs import Run, read_checkpoint
-from wganlab.schema import ConfigError
+from wganlab.runs import Run, read_archive, read_checkpoint
+from wganlab.schema import ConfigError, check_targets
 from wganlab.validate import Seed, command_settings
 
 
@@ -80,8 +81,10 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
     They are on the CPU; data and global random numbers are left alone. Raises ConfigError when the file is damaged or
     does not fit the run's config.
     """
+    for key, hint in {"model": Networks, "loss": Loss}.items():
+        check_targets(hint, OmegaConf.to_container(config[key], resolve=True), key)
     try:
-        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        loaded = read_archive(checkpoint)
         shape = tuple(loaded["shape"])
         networks: list[nn.Module] = []
         with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeInt, PositiveInt
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from wganlab import environment
@@ -26,18 +27,21 @@ from wganlab.config import compose_config, composer, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
 from wganlab.data.stream import Batch, Reshuffle
+from wganlab.metrics.extractors import Extractor
 from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
 from wganlab.schema import (
     ConfigError,
     Factory,
     check_call,
+    check_targets,
     factory_arguments,
     group_class,
     is_node,
     item_hint,
     locate,
     parameters,
+    signature_hints,
 )
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -52,21 +56,21 @@ class MakeTrainer(Factory, Protocol):
 class MakeLogger(Factory, Protocol):
     """What fills ``logger``."""
 
-    def __call__(self, *, save_dir: str) -> Any: ...
+    def __call__(self, *, save_dir: str) -> Logger: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The keys of ``wganlab train`` and what they may be; their values stand in conf/train.yaml."""
 
-    dataset: Mapping[str, Any]
+    dataset: Source
     model: Networks
     loss: Loss
     training: MakeModule
     accelerator: MakeTrainer
     logger: MakeLogger | None
     callbacks: Mapping[str, Callback | None]
-    extractor: Mapping[str, Any] | None
+    extractor: Extractor | None
     averaging: Averaging | None
     augmentation: Augmentation | None
     seed: Seed
@@ -124,6 +128,8 @@ def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> d
     if OmegaConf.is_missing(config, "run"):
         raise ConfigError("run", f": is missing; give a run folder, as in wganlab {name} run=PATH")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for key, hint in signature_hints(command).items():
+        check_targets(hint, plain.get(key), key)
     changes = check_call(command, plain, "")
     return plain | {key: value for key, value in changes.items() if key in plain}
 
@@ -136,6 +142,7 @@ def complete(config: DictConfig) -> None:
         raise ConfigError("", " ".join(str(error).split())) from error
     raw = OmegaConf.to_container(without_hydra(config), resolve=False)
     try:
+        check_targets(RunConfig, plain, "")
         changes = check_call(RunConfig, plain, "")
     except ConfigError as error:
         raise ConfigError(source_key(raw, error.key), error.message) from None

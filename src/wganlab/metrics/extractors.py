@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from wganlab.data import Source
 from wganlab.data.stream import to_unit_range
+from wganlab.runs import read_archive
 from wganlab.schema import ConfigError, InvalidValueError
 
 #: Images per pass, of the small network and of Inception, whose activations take 6 MB an image.
@@ -79,7 +80,7 @@ class Classifier:
         path = self.cache / f"classifier-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
         self.network = small_network(samples.shape[1], len(found))
         try:
-            saved = torch.load(path, weights_only=True)
+            saved = read_archive(path)
             self.network.load_state_dict(saved["weights"])
             self.accuracy: float = saved["accuracy"]
         except Exception:  # none yet, or one that a full disk has torn
@@ -182,6 +183,16 @@ class Inception:
         file = Path(weights).expanduser() if weights else cached
         if weights and not file.is_file():
             raise InvalidValueError("weights", weights, f"no such file; it should be torch-fidelity's {name}")
+        self.file, self.cached = file, cached
+        self.network: Any = None
+        if file.is_file():  # else it is fetched when a run begins: what only checks it stays off the network
+            self.open()
+
+    def open(self) -> None:
+        """Read the weights, downloaded where there is no file. Raises ConfigError where they cannot be had."""
+        from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+        file, cached = self.file, self.cached
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(10)  # a silent firewall would hang for ever
         try:
@@ -192,9 +203,9 @@ class Inception:
             )
         except Exception as error:  # torch, pickle and urllib raise a dozen types
             reason = " ".join(str(error).split())[:120]
-            value, what = (file, "cannot be read") if file.is_file() else ("null", f"cannot download {name}")
+            value, what = (file, "cannot be read") if file.is_file() else ("null", f"cannot download {cached.name}")
             advice = f"put the file there, or at {cached}, and name it"
-            raise InvalidValueError("weights", value, f"{what} ({reason}); {advice}") from error
+            raise ConfigError("extractor.weights", f"={value}: {what} ({reason}); {advice}") from error
         finally:
             socket.setdefaulttimeout(before)
 
@@ -202,6 +213,8 @@ class Inception:
         """Raises ConfigError when the samples are no images of one or three channels."""
         if samples.dim() != 4 or samples.shape[1] not in (1, 3):
             raise ConfigError("extractor", "=inception: takes images of one or three channels")
+        if self.network is None:
+            self.open()
         self.hash = hash_of(*self.network.state_dict().values())
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from wganlab.report.figures import STYLE, colours
+from wganlab.report.figures import STYLE, as_text, colours
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Row, Run
 from wganlab.schema import ConfigError
@@ -93,8 +93,16 @@ def figure(arms: Mapping[str, Epochs]) -> Figure:
                 if points:
                     colour, line = (colours(ours)[arm], "-") if arm in ours else ("black", ":")
                     marker = "o" if len(points) < 20 else ""
-                    axes.plot(*zip(*points, strict=True), label=arm, color=colour, ls=line, lw=1.4, marker=marker, ms=4)
-            axes.set_title(f"{name} loss", fontsize=10, loc="left")
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        label=as_text(arm),
+                        color=colour,
+                        ls=line,
+                        lw=1.4,
+                        marker=marker,
+                        ms=4,
+                    )
+            axes.set_title(f"{as_text(name)} loss", fontsize=10, loc="left")
             axes.set_yscale("symlog", linthresh=10)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:.0f}")

@@ -39,6 +39,11 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
     return {arm: mpl.colors.to_hex(cycle(i)) for i, arm in enumerate(names)}
 
 
+def as_text(name: str) -> str:
+    """A name as matplotlib shows it: a dollar begins no formula."""
+    return name.replace("$", r"\$")
+
+
 def svg(figure: Figure) -> str:
     """The figure as an <svg> element."""
     text = io.StringIO()
@@ -99,7 +104,7 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
             axes.axhline(*perfect, color="0.4", ls=":", lw=1, label="real against real")
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
         axes.set_xlabel("generator steps")
-        axes.set_title(title(metric), fontsize=10, loc="left")
+        axes.set_title(as_text(title(metric)), fontsize=10, loc="left")
         if len(set(arms)) <= MANY_ARMS:  # the page's table is a legend, too
             axes.legend(fontsize=8)
         _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
@@ -122,12 +127,12 @@ def last_values(family: str, columns: Sequence[str], runs: Sequence[Run], arms: 
         axes = figure.add_subplot()
         for arm, colour in colours(arms).items():
             if arm in lines:
-                axes.plot(lines[arm], color=colour, marker="o", ms=3, lw=1.4, label=arm)
+                axes.plot(lines[arm], color=colour, marker="o", ms=3, lw=1.4, label=as_text(arm))
         finite = np.concatenate([values[np.isfinite(values)] for values in lines.values()])
         if finite.min() > 0 and finite.max() > 10 * finite.min():
             axes.set_yscale("log")
         axes.set_xticks(range(len(members)), members, rotation=45, ha="right", fontsize=7)
-        axes.set_title(title(family), fontsize=10, loc="left")
+        axes.set_title(as_text(title(family)), fontsize=10, loc="left")
         if len(lines) <= MANY_ARMS:
             axes.legend(fontsize=8)
     return figure
@@ -139,12 +144,12 @@ def _draw_arm(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, 
     banded, alone = aligned and len(members) > 2, len(members) == 1
     for steps, values in members if not banded else ():
         axes.plot(steps, values, color=colour, lw=1.4 if alone else 0.6, alpha=1 if alone else 0.5,
-                  label=arm if alone else None)  # fmt: skip
+                  label=as_text(arm) if alone else None)  # fmt: skip
     if alone or not aligned:
         return
     steps = members[0][0]
     mean, low, high = np.transpose([interval(values) for values in zip(*(v for _, v in members), strict=True)])
-    axes.plot(steps, mean, color=colour, lw=1.6, label=f"{arm} (mean of {len(members)} {called})")
+    axes.plot(steps, mean, color=colour, lw=1.6, label=f"{as_text(arm)} (mean of {len(members)} {called})")
     if banded:
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from wganlab.report.compare import select
-from wganlab.report.figures import STYLE
+from wganlab.report.figures import STYLE, as_text
 from wganlab.runs import Run
 
 
@@ -35,7 +35,7 @@ def side_by_side(grids: Mapping[str, Path]) -> Figure:
         figure = Figure(figsize=(3 * len(grids), 3.3), layout="constrained")
         for axes, (name, path) in zip(np.ravel(figure.subplots(1, len(grids))), grids.items(), strict=True):
             axes.imshow(mpl.image.imread(path), cmap="gray", interpolation="nearest")
-            axes.set_title(name, fontsize=10)
+            axes.set_title(as_text(name), fontsize=10)
             axes.set_axis_off()
     return figure
 
@@ -79,7 +79,7 @@ def grids_by_step(run: Run, steps: Sequence[int]) -> Figure | None:
             axes.set_axis_off()
         for axes, (name, path) in zip(figure.axes, grids.items(), strict=False):
             axes.imshow(mpl.image.imread(path), cmap="gray", interpolation="nearest")
-            axes.set_title(name, fontsize=8)
+            axes.set_title(as_text(name), fontsize=8)
     return figure
 
 

@@ -14,7 +14,7 @@ from wganlab.report import figures, networks, tuning
 from wganlab.report.claims import Verdict, conclusion, verdict_table
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, results, to_csv
 from wganlab.report.tables import cell, columns_of
-from wganlab.runs import Run
+from wganlab.runs import Run, read_archive
 from wganlab.schema import leaves
 
 
@@ -110,14 +110,12 @@ def title(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 def histogram(run: Run, colour: str) -> str | None:
     """Weights of the critic in the last checkpoint, drawn; None where there is no readable one."""
-    import torch
-
     path = run.folder / "checkpoints" / "last.ckpt"
     if not path.is_file():
         run.problems.append("checkpoints/last.ckpt is missing")
         return None
     try:
-        weights = networks.critic_weights(torch.load(path, map_location="cpu", weights_only=True))
+        weights = networks.critic_weights(read_archive(path))
         figure = networks.weight_histogram(weights, clipping_bound(run), colour)
     except Exception:  # truncated and foreign files raise a dozen types, and the page shows the rest of the run
         run.problems.append("checkpoints/last.ckpt cannot be read")

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from wganlab.metrics import metric_of, objective_of
-from wganlab.report.figures import STYLE, colours
+from wganlab.report.figures import STYLE, as_text, colours
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run, Status
 from wganlab.statistics import interval
@@ -83,7 +83,7 @@ def figure(runs: Sequence[Run]) -> Figure | None:
         for arm, colour in colours(list(found)).items():
             mean, low, high = zip(*found[arm], strict=True)
             trials = range(1, len(mean) + 1)
-            axes.plot(trials, mean, color=colour, marker="o", ms=3, label=arm)
+            axes.plot(trials, mean, color=colour, marker="o", ms=3, label=as_text(arm))
             axes.fill_between(trials, low, high, color=colour, alpha=0.2, lw=0)
         axes.set_title(f"{metric_of(metric).title}: best of so many trials", fontsize=10, loc="left")
         axes.legend(fontsize=8)
