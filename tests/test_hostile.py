@@ -15,10 +15,11 @@ import yaml
 
 from tests.conftest import config, in_process
 from tests.test_report import browse
+from wganlab.contracts import Networks
 from wganlab.metrics.extractors import Classifier
 from wganlab.report.page import write_report
 from wganlab.runs import Run, find_runs, read_checkpoint
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, check_targets
 from wganlab.validate import validate
 
 COMMANDS: dict[str, list[str]] = {
@@ -119,12 +120,14 @@ def test_what_others_have_published_is_taken() -> None:
     validate(
         config(
             "dataset.size=32",
-            "model.critic={_target_: tests.test_hostile.own, _partial_: true, activation: {_target_: torch.nn.ELU}}",
-            "loss.optimizer.critic._target_=torch.optim.NAdam",
+            "~model.critic",
+            "+model.critic={_target_: tests.test_hostile.own, _partial_: true, activation: {_target_: torch.nn.ELU}}",
+            "loss.optimizer.critic._target_=torch.optim.AdamW",
         )
     )
-    with pytest.raises(ConfigError, match=r"makes samples of|one score"):
-        validate(config("model.critic={_target_: torchvision.models.resnet18, _partial_: true}"))
+    resnet = {"_target_": "torchvision.models.resnet18", "_partial_": True}
+    check_targets(Networks, {"critic": resnet}, "model")
+    check_targets(Any, {"_target_": "torchvision.transforms.Normalize", "mean": 0, "std": 1}, "dataset.transform")
 
 
 def own(shape, activation):  # type: ignore[no-untyped-def]  # as people write them

@@ -12,7 +12,7 @@ from wganlab.build import construct
 from wganlab.networks import dcgan, mlp, random_architecture, resnet, upsample_dcgan
 from wganlab.networks.layers import Dropout, MinibatchDiscrimination, Padding, doubling, halving
 
-SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64)]
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 48, 64)]
 
 
 def size(network: nn.Module) -> tuple[int, int]:

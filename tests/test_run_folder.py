@@ -6,17 +6,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from tests.conftest import TINY, config, in_process, wganlab
 from wganlab.adversarial import AdversarialModule
+from wganlab.build import build_module, construct
 from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.history import COLUMNS
+from wganlab.notebook import train
 from wganlab.runs import Run
 from wganlab.training import fit
 
@@ -125,6 +131,44 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", "RuntimeError: broken on purpose")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def half_precision(
+    *, max_steps: int, folder: str, callbacks: list[Any], logger: Any, scale: float, precision: str = "", **_: Any
+) -> pl.Trainer:
+    """The trainer of fp16 on a GPU, on the CPU: its losses are scaled by ``scale`` at first."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    plugins: list[Any] = [LightningEnvironment(), MixedPrecision("16-mixed", "cpu", scaler)]
+    options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1}
+    return pl.Trainer(
+        accelerator="cpu", plugins=plugins, max_steps=max_steps, default_root_dir=folder, callbacks=callbacks,
+        logger=logger, **options,
+    )  # fmt: skip
+
+
+def test_an_overflow_that_fp16_skips_is_no_divergence(tmp_path: Path) -> None:
+    """Gradients overflow until the loss is scaled by less; a scale that is as good as nothing does not help."""
+    own = "+accelerator.scale={0}"
+    common = [*TINY, "logger=csv", f"accelerator._target_={__name__}.half_precision", "compile=off"]
+    run = train([*common, own.format(2.0**122), f"hydra.run.dir={tmp_path}/run"])
+    scaler = torch.load(run.run.checkpoint("last"), weights_only=True)["MixedPrecision"]
+    assert 1 < scaler["scale"] < 2.0**122, "steps were skipped, and then there were others"
+    assert run.history["critic/loss"].notna().all()
+    with pytest.raises(FloatingPointError, match="training has diverged"):
+        train([*common, own.format(1.0), "loss.optimizer.lr=1e30", f"hydra.run.dir={tmp_path}/diverged"])
+
+
+@pytest.mark.parametrize(("scale", "diverged"), [(2.0**10, False), (2.0**-17, True)])
+def test_gradients_that_overflow_at_any_scale_are_divergence(scale: float, diverged: bool) -> None:
+    settings = config("model.generator.hidden=[4]", "model.critic.hidden=[4]", "dataset.size=8")
+    module = build_module(settings, construct(settings, "dataset"))
+    module.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    zero = torch.zeros(())
+    module.window.critic, module.window.generator, module.window.critic_steps = [(zero,) * 4], [zero], [1]
+    for parameter in module.critic.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    found = module.first_not_finite(1)
+    assert (found is not None) == diverged
 
 
 def test_a_diverged_run_stops_says_so_and_keeps_its_last_good_state(tmp_path: Path) -> None:

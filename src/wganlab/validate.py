@@ -96,13 +96,14 @@ def validate(config: DictConfig, *, here: bool = True) -> None:
     source = construct(config, "dataset")
     check_size(config, source)
     with naming(config, "accelerator"):
-        devices = environment.devices(config.accelerator.devices)
+        devices = environment.devices(config.accelerator.get("devices", 1))
     if config.batch_size % devices:
         allowed = f"must be a multiple of the {devices} devices that share it"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
     if here:
         with naming(config, "accelerator"):
-            check_machine(config.accelerator.accelerator, config.accelerator.precision, config.accelerator.devices)
+            asked = {"accelerator": "auto", "precision": "32-true", "devices": 1}  # of a trainer without such keys
+            check_machine(**{key: config.accelerator.get(key, default) for key, default in asked.items()})
     if config.extractor:
         construct(config, "extractor")  # before the callback that is given it, to name the right key
     for name in config.callbacks:
@@ -216,7 +217,7 @@ def check_size(config: DictConfig, source: Source) -> None:
 
 def check_networks(config: DictConfig, source: Source, devices: int) -> None:
     """Try networks and losses on tensors without storage, of the batch of one device: shapes must fit."""
-    n = config.batch_size if config.accelerator.sync_batchnorm else config.batch_size // devices
+    n = config.batch_size if config.accelerator.get("sync_batchnorm") else config.batch_size // devices
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = build_module(config, source)
         labels = check_labels(module, source, n)
