@@ -258,9 +258,10 @@ def read_archive(path: Path) -> Any:
 
 
 def link_out_of(folder: Path) -> Path | None:
-    """A link in a folder that leads out of it, where there is one."""
+    """A link in a run folder that leads out of it, where there is one; W&B keeps links of its own, in wandb/."""
     real = folder.resolve()
     for below, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(below, name) != folder / "wandb"]
         for path in (Path(below, name) for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(real):
                 return path
