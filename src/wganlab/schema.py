@@ -16,14 +16,21 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_class, get_method, get_object
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import SchemaError
 
-HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+#: Hydra's own keys in a node, and what they may be.
+HYDRA_KEYS: dict[str, Any] = {
+    "_target_": str,
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_args_": list[Any],
+}
 UnitInterval = Annotated[float, Field(ge=0, lt=1)]
 #: torch annotates its optimizers without ranges, and lets a learning rate of zero pass.
 OPTIMIZER_HINTS = {
@@ -160,7 +167,9 @@ def check_value(hint: Any, value: Any, key: str) -> Any:
             return value
         allowed = NODE
     elif (validator := adapter(hint)) is None:
-        return value
+        if item_hint(hint) is Any or isinstance(value, Mapping) or (value is None and type(None) in get_args(hint)):
+            return value
+        allowed = "keys with values"
     else:
         try:
             return validator.validate_json(json.dumps(value))
@@ -232,7 +241,7 @@ def check_call(
         if name not in allowed:
             raise ConfigError(prefix + name, f": unknown key; allowed are {', '.join(allowed)}")
         hint = allowed[name].hint
-        if is_node(value) or (group_class(hint) and isinstance(value, Mapping)):
+        if is_node(value) or (isinstance(value, Mapping) and (group_class(hint) or item_hint(hint) is not Any)):
             changes |= check_node(hint, value, prefix + name)
         else:
             fitting = check_value(hint, value, prefix + name)
@@ -260,14 +269,28 @@ def check_node(hint: Any, node: Mapping[str, Any], key: str) -> dict[str, Any]:
     if "_target_" not in node:
         if group := group_class(hint):
             return check_call(group, node, f"{key}.")
-        found = [check_node(item_hint(hint), value, f"{key}.{name}") for name, value in node.items() if is_node(value)]
-        return {name: value for changes in found for name, value in changes.items()}
+        changes: dict[str, Any] = {}
+        for name, value in node.items():
+            if is_node(value):
+                changes |= check_node(item_hint(hint), value, f"{key}.{name}")
+            elif not factory_arguments(item_hint(hint)):  # beside which stands what they share
+                check_value(item_hint(hint), value, f"{key}.{name}")
+        return changes
     target = import_target(node, key)
+    for name, wanted in HYDRA_KEYS.items():
+        if name in node:
+            check_value(wanted, node[name], f"{key}.{name}")
     arguments = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     partial, given = bool(node.get("_partial_")), factory_arguments(hint)
     if given and not partial:
         raise ConfigError(f"{key}._partial_", f": must be true, since wganlab adds {' and '.join(given)}")
-    return check_call(target, arguments, f"{key}.", partial=partial, given=given)
+    changes = check_call(target, arguments, f"{key}.", partial=partial, given=given)
+    takes = inspect.signature(target).parameters
+    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in takes.values())
+    if missing := [name for name in given if name not in takes and not takes_any]:
+        what = f"={node['_target_']}: takes no {' and no '.join(missing)}, which wganlab gives"
+        raise ConfigError(f"{key}._target_", what)
+    return changes
 
 
 def check_targets(hint: Any, node: Any, key: str) -> None:
