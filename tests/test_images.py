@@ -148,7 +148,7 @@ def values(folder: Path, **options: Any) -> list[int]:
 @pytest.fixture
 def splits(tmp_path: Path) -> Path:
     """Two splits of two classes; grey values tell what is where."""
-    for i, folder in enumerate(["Training/cat", "Training/dog", "val/cat", "val/dog"]):
+    for i, folder in enumerate(["Training/cat", "Training/dog", "validate/cat", "validate/dog"]):
         path = tmp_path / folder / "a.png"
         path.parent.mkdir(parents=True)
         picture(10 * (i + 1)).save(path)

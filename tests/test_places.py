@@ -1,5 +1,6 @@
 """Values as people type them, and data that have moved since a run began."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -165,6 +166,8 @@ def test_data_that_have_moved_are_known_by_their_content(moved: Path) -> None:
     assert Run(moved / "run").status["state"] == "completed", "nothing finished is lost"
     scores = ["evaluate", "run=run", "extractor=none", "n=6", "images=12"]
     assert in_process(*scores, "dataset.root=there", cwd=moved).returncode == 0
+    (path,) = (moved / "run" / "evaluation").glob("*.json")
+    assert json.loads(path.read_text())["dataset"] == {"root": "there"}
     done = in_process(*scores, "dataset.root=other", cwd=moved)
     assert "its data set is no longer the one that it was trained on" in done.stderr
     done = in_process("train", "run=run", "steps=2", "dataset.root=there", cwd=moved)

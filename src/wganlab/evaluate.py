@@ -65,14 +65,16 @@ def evaluate(
     """
     opened = Run.open(run)
     with at_hand(trained_config(opened, "score"), opened) as config:
-        trained, dataset = moved(config, dataset)
+        trained, others = moved(config, dataset)
         protocol = Protocol(n=n, images=images, extractor=extractor)
         module, stream, step = load(trained, opened.checkpoint(checkpoint))
     wanted = max(2 * n, images)
-    protocol.prepare(stream, real_samples(trained, stream, split, dataset, wanted), split=split_name(split, dataset))
+    protocol.prepare(stream, real_samples(trained, stream, split, others, wanted), split=split_name(split, others))
     scores, fake = score(module, protocol, seed)
     taken = protocol.describe()
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
+    if moves := {key: value for key, value in dataset.items() if key not in others}:
+        record["dataset"] = moves
     path = opened.folder / "evaluation" / f"{checkpoint}_{taken['id']}.json"
     path.parent.mkdir(exist_ok=True)
     if fake.dim() == 4:

@@ -28,8 +28,8 @@ FOREIGN = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 #: What systems leave in folders.
 JUNK = {"thumbs.db", "desktop.ini", "__macosx", "icon\r"}
 #: Names of folders that are parts of a data set, and not its classes.
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLITS |= {"test": "test", "testing": "test"}
+SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
+SPLITS |= dict.fromkeys(("val", "valid", "validate", "validation"), "val")
 #: Bits of a grey value in files that have room for more.
 BITS = (8, 10, 12, 14, 16)
 Size = PositiveInt | tuple[PositiveInt, PositiveInt]
