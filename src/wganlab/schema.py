@@ -241,7 +241,8 @@ def check_call(
         if name not in allowed:
             raise ConfigError(prefix + name, f": unknown key; allowed are {', '.join(allowed)}")
         hint = allowed[name].hint
-        if is_node(value) or (isinstance(value, Mapping) and (group_class(hint) or item_hint(hint) is not Any)):
+        of_parts = group_class(hint) or (item_hint(hint) is not Any and adapter(hint) is None)
+        if is_node(value) or (isinstance(value, Mapping) and of_parts):
             changes |= check_node(hint, value, prefix + name)
         else:
             fitting = check_value(hint, value, prefix + name)

@@ -75,7 +75,7 @@ def headlines(runs: Sequence[Run], arms: Sequence[str]) -> list[Figure]:
 
 def title(metric: str) -> str:
     """The title of a metric's figure; a dollar sign in a user's column begins no formula."""
-    return metric_of(metric).title.replace("$", r"\$")
+    return as_text(metric_of(metric).title)
 
 
 def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
@@ -104,7 +104,7 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
             axes.axhline(*perfect, color="0.4", ls=":", lw=1, label="real against real")
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
         axes.set_xlabel("generator steps")
-        axes.set_title(as_text(title(metric)), fontsize=10, loc="left")
+        axes.set_title(title(metric), fontsize=10, loc="left")
         if len(set(arms)) <= MANY_ARMS:  # the page's table is a legend, too
             axes.legend(fontsize=8)
         _epoch_axes(axes, [runs[i] for i in series], [arms[i] for i in series])
@@ -132,7 +132,7 @@ def last_values(family: str, columns: Sequence[str], runs: Sequence[Run], arms: 
         if finite.min() > 0 and finite.max() > 10 * finite.min():
             axes.set_yscale("log")
         axes.set_xticks(range(len(members)), members, rotation=45, ha="right", fontsize=7)
-        axes.set_title(as_text(title(family)), fontsize=10, loc="left")
+        axes.set_title(title(family), fontsize=10, loc="left")
         if len(lines) <= MANY_ARMS:
             axes.legend(fontsize=8)
     return figure
