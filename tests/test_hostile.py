@@ -19,7 +19,8 @@ from wganlab.contracts import Networks
 from wganlab.metrics.extractors import Classifier
 from wganlab.report.page import write_report
 from wganlab.runs import Run, find_runs, read_checkpoint
-from wganlab.schema import ConfigError, check_targets
+from wganlab.schema import ConfigError
+from wganlab.targets import check_targets
 from wganlab.validate import validate
 
 COMMANDS: dict[str, list[str]] = {

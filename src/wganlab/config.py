@@ -162,10 +162,8 @@ class Composer:
             config.hydra.output_subdir = None  # a folder is written into by the run that has claimed it
         return config
 
-    def as_typed(self, overrides: Sequence[str], *, sweep: bool) -> list[str]:
-        """:func:`as_typed`, but without ``sweep`` the values of keys that hold texts alone may have commas."""
-        if sweep:
-            return as_typed(overrides, sweep=True)
+    def of_one_run(self, overrides: Sequence[str]) -> list[str]:
+        """:func:`as_typed`, but commas are those of a sweep that lacks its -m where a key does not hold any text."""
         typed = []
         for override, quoted in zip(overrides, as_typed(overrides, sweep=False), strict=True):
             key = override.partition("=")[0].lstrip("+")

@@ -90,7 +90,7 @@ def raising_for_all_ranks() -> Iterator[None]:
 
 def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     """The checked config of one run, with Hydra's own node, and its folder."""
-    overrides = hydra.as_typed(overrides, sweep=False)
+    overrides = hydra.of_one_run(overrides)
     parse(overrides)
     config = hydra.compose([*overrides, "hydra.mode=RUN"])
     check_budget(config, overrides)
@@ -161,7 +161,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None, name: str 
 
 def plan_sweep(hydra: Composer, overrides: Sequence[str]) -> "Jobs":
     """The jobs of a multirun, not composed yet but for what they have in common."""
-    overrides = hydra.as_typed(overrides, sweep=True)
+    overrides = as_typed(overrides, sweep=True)
     given = parse(overrides, hydra.loader)
     names = name_jobs_by_what_varies(given)
     fixed = [text for text, one in zip(overrides, given, strict=True) if not one.is_sweep_override()]

@@ -23,7 +23,8 @@ from wganlab.data import Columns
 from wganlab.networks.layers import takes_labels
 from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
 from wganlab.runs import Run, read_archive, read_checkpoint
-from wganlab.schema import ConfigError, check_targets
+from wganlab.schema import ConfigError
+from wganlab.targets import check_targets
 from wganlab.validate import Seed, command_settings
 
 

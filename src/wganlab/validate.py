@@ -34,7 +34,6 @@ from wganlab.schema import (
     ConfigError,
     Factory,
     check_call,
-    check_targets,
     factory_arguments,
     group_class,
     is_node,
@@ -43,6 +42,7 @@ from wganlab.schema import (
     parameters,
     signature_hints,
 )
+from wganlab.targets import check_targets
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
