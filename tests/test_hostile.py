@@ -96,6 +96,16 @@ def test_only_networks_are_networks(run: Path, node: dict[str, Any]) -> None:
         assert not (run.parent / "touched").exists()
 
 
+def test_nothing_is_called_to_see_whether_data_have_moved(run: Path) -> None:
+    plant(
+        run, "dataset", {"_target_": "torchvision.datasets.utils.download_url", "url": "file:///x", "root": "touched"}
+    )
+    done = in_process(*COMMANDS["evaluate"], "dataset.root=.", cwd=run.parent)
+    assert done.returncode == 2
+    assert "dataset._target_=torchvision.datasets.utils.download_url: is no Source" in done.stderr
+    assert not (run.parent / "touched").exists(), "which it would make a folder of"
+
+
 @pytest.mark.parametrize(
     ("override", "kind"),
     [

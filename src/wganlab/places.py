@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from wganlab.build import construct, open_stream, same_data
 from wganlab.config import is_text
+from wganlab.data import Source
 from wganlab.runs import Run, read_checkpoint
 from wganlab.schema import ConfigError, leaves
+from wganlab.targets import check_targets
 from wganlab.validate import parameters_at
 
 #: Nodes of a config that name files.
@@ -74,6 +76,7 @@ def moved(config: DictConfig, given: Mapping[str, Any]) -> tuple[DictConfig, dic
     moves = {key: value for key, value in given.items() if is_move(config, f"dataset.{key}", "", value)}
     try:
         if moves:
+            check_targets(Source, OmegaConf.to_container(config.dataset, resolve=True), "dataset")
             construct(config, "dataset")
         return config, dict(given)
     except ConfigError:
