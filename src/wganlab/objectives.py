@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
+
+from wganlab import parallel
 
 
 @runtime_checkable
@@ -60,6 +62,70 @@ class Wasserstein:
     def generator_loss(self, fake_scores: Tensor) -> Tensor:
         """- E[f(G(z))]  (Algorithm 1, line 10)."""
         return -fake_scores.mean()
+
+
+class Hinge:
+    """GAN with hinge losses (Lim and Ye 2017, arXiv 1705.02894): scores count only within the margin of 1."""
+
+    def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """E[max(0, 1 - f(x))] + E[max(0, 1 + f(G(z)))]."""
+        return relu(1 - real_scores).mean() + relu(1 + fake_scores).mean()
+
+    def generator_loss(self, fake_scores: Tensor) -> Tensor:
+        """- E[f(G(z))]."""
+        return -fake_scores.mean()
+
+
+class LeastSquares:
+    """LSGAN (Mao et al. 2017, arXiv 1611.04076, equation 2): scores are drawn to ``b`` for real images, to ``a`` for
+    generated ones, and by the generator to ``c``. The defaults are those of equation 9."""
+
+    def __init__(self, *, a: float = 0.0, b: float = 1.0, c: float = 1.0) -> None:
+        self.a, self.b, self.c = a, b, c
+
+    def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """1/2 E[(D(x) - b)^2] + 1/2 E[(D(G(z)) - a)^2]."""
+        return ((real_scores - self.b).square().mean() + (fake_scores - self.a).square().mean()) / 2
+
+    def generator_loss(self, fake_scores: Tensor) -> Tensor:
+        """1/2 E[(D(G(z)) - c)^2]."""
+        return (fake_scores - self.c).square().mean() / 2
+
+
+class Relativistic:
+    """RpGAN with the logistic loss: each real image is compared with a generated one.
+
+    Jolicoeur-Martineau 2019, arXiv 1807.00734, section 4.1; R3GAN (Huang et al. 2024, arXiv 2501.05441, equation 1).
+    """
+
+    relativistic = True
+
+    def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """- E[log sigmoid(f(x) - f(G(z)))]."""
+        return softplus(fake_scores - real_scores).mean()
+
+    def generator_loss(self, fake_scores: Tensor, real_scores: Tensor) -> Tensor:
+        """- E[log sigmoid(f(G(z)) - f(x))]."""
+        return softplus(real_scores - fake_scores).mean()
+
+
+class RelativisticAverage:
+    """RaGAN with the logistic loss: each image is compared with the average of the other kind.
+
+    Jolicoeur-Martineau 2019, arXiv 1807.00734, section 4.2. The averages are those of the whole batch on several ranks.
+    """
+
+    relativistic = True
+
+    def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+        """- E[log sigmoid(f(x) - E f(G(z)))] - E[log(1 - sigmoid(f(G(z)) - E f(x)))]."""
+        above_fake = real_scores - parallel.batch_mean(fake_scores)
+        above_real = fake_scores - parallel.batch_mean(real_scores)
+        return softplus(-above_fake).mean() + softplus(above_real).mean()
+
+    def generator_loss(self, fake_scores: Tensor, real_scores: Tensor) -> Tensor:
+        """The critic's, with real and generated images in each other's place."""
+        return self.critic_loss(fake_scores, real_scores)
 
 
 class FeatureMatching:

@@ -93,6 +93,17 @@ class AllReduceSum(torch.autograd.Function):
         return AllReduceSum.apply(gradient.contiguous())
 
 
+def batch_mean(x: Tensor) -> Tensor:
+    """The mean over the whole batch, of which this rank has its rows; differentiable any number of times."""
+    mean = x.mean()
+    return mean if world_size() == 1 else AllReduceSum.apply(mean) / world_size()
+
+
+def batch_rand(n: int, *shape: int, device: torch.device) -> Tensor:
+    """U[0, 1) numbers for this rank's n samples, (n, *shape): its rows of those that all ranks draw."""
+    return shard(torch.rand(n * world_size(), *shape, device=device))
+
+
 #: The layers that take statistics over a batch.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

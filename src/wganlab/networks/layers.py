@@ -153,10 +153,7 @@ class Dropout(nn.Dropout):
         if not (self.training and 0 < self.p < 1) or (alone and x.device.type != "cpu"):
             return super().forward(x)
         # in fp32, since bf16 numbers are too coarse for a probability
-        if alone:
-            uniform = torch.rand_like(x, dtype=torch.float32)
-        else:
-            uniform = parallel.shard(torch.rand(len(x) * parallel.world_size(), *x.shape[1:], device=x.device))
+        uniform = torch.rand_like(x, dtype=torch.float32) if alone else parallel.batch_rand(*x.shape, device=x.device)
         kept = uniform >= self.p
         return x * kept.to(x.dtype).div_(1 - self.p)
 
