@@ -11,10 +11,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.conftest import config
+from wganlab.networks.layers import Dropout
 from wganlab.regularizers import (
+    Dragan,
     GradientPenalty,
     Regularizer,
+    SpectralNorm,
     WeightClipping,
+    ZeroCentredPenalty,
     critic_weights,
     gradient_norms,
     interpolate,
@@ -184,6 +188,87 @@ def test_clipping_leaves_weights_inside_the_bound_alone() -> None:
     critic.weight.data = torch.tensor([[-0.5], [0.003], [0.5]])
     WeightClipping(bound=0.01).project(critic)
     assert critic.weight.flatten().tolist() == pytest.approx([-0.01, 0.003, 0.01])
+
+
+class Bowl(nn.Module):
+    """f(x) = scale |x|^2 / 2, whose slope at x is scale |x|."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * images.flatten(1).square().sum(1) / 2
+
+
+@pytest.mark.parametrize("norm", [0.25, 1.0, 3.0])
+def test_a_one_sided_penalty_leaves_gentle_slopes_alone(norm: float) -> None:
+    critic, (real, fake) = LinearCritic((3, 4, 4), norm), torch.randn(2, 5, 3, 4, 4)
+    penalty = GradientPenalty(weight=10, one_sided=True).penalty(critic, real, fake)
+    assert penalty.item() == pytest.approx(10 * max(0, norm - 1) ** 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("power", [2, 6])
+def test_zero_centred_penalties_are_powers_of_the_slope_where_they_are_taken(power: float) -> None:
+    real, fake = torch.randn(2, 6, 2, 3, 3)
+    for place, images in (("real", real), ("fake", fake)):
+        part = ZeroCentredPenalty(weight=3, at=place, power=power)  # type: ignore[arg-type]
+        expected = 3 * 2**power * images.flatten(1).norm(dim=1).pow(power).mean()
+        critic = Bowl(2.0)
+        penalty = part.penalty(critic, real, fake)
+        assert penalty.item() == pytest.approx(expected.item(), rel=1e-4)
+        penalty.backward()  # d/ds of s^power
+        assert critic.scale.grad.item() == pytest.approx(power * expected.item() / 2, rel=1e-4)  # type: ignore[union-attr]
+    between = ZeroCentredPenalty(weight=3, at="interpolates", power=power)
+    torch.manual_seed(4)
+    penalty = between.penalty(Bowl(), real, fake)
+    torch.manual_seed(4)
+    points = interpolate(real, fake)
+    assert penalty.item() == pytest.approx(3 * points.flatten(1).norm(dim=1).pow(power).mean().item(), rel=1e-4)
+    flat = between.penalty(LinearCritic((2, 3, 3), 0.0), real, fake)
+    flat.backward()
+    assert flat.item() == 0, "and no division by the slope"
+
+
+def test_dragan_takes_slopes_within_half_a_deviation_above_real_images() -> None:
+    real = torch.randn(64, 1, 4, 4) * 3 + 1
+    seen = []
+    critic = LinearCritic((1, 4, 4), 3.0)
+    critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    assert Dragan(weight=10).penalty(critic, real, real * torch.nan).item() == pytest.approx(40, abs=1e-3)
+    moved = (seen[0] - real) / real.std(correction=0)
+    assert moved.min() >= 0
+    assert 0.4 < moved.max() < 0.5
+    assert moved.mean().item() == pytest.approx(0.5 / 4, rel=0.2), "half of half of half: two uniform factors"
+
+
+def test_spectral_norm_divides_by_the_largest_singular_value() -> None:
+    critic = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 5), Dropout(0.5), nn.Linear(5, 1))
+    original = [module.weight.detach().clone() for module in critic if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert SpectralNorm(n_power_iterations=500).prepare(critic) is critic
+    critic(torch.zeros(1, 2, 4, 4))
+    critic.eval()
+    layers = [module for module in critic if isinstance(module, nn.Conv2d | nn.Linear)]
+    for layer, before in zip(layers, original, strict=True):
+        sigma = torch.linalg.matrix_norm(before.flatten(1), ord=2)
+        assert torch.allclose(layer.weight, before / sigma, atol=1e-5)
+
+
+def test_batch_norm_beside_spectral_norm_is_allowed_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    SpectralNorm().prepare(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    assert capsys.readouterr().out.count("note: the critic's batch norm undoes the bound of spectral norm") == 1
+    SpectralNorm().prepare(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    with torch.device("meta"):  # as it is tried before training
+        SpectralNorm().prepare(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    assert capsys.readouterr().out == ""
+
+
+def test_clipping_of_the_scales_of_norms_is_a_choice() -> None:
+    for norm_scales, expected in ((False, 1.0), (True, 0.01)):
+        layer, norm = nn.Linear(2, 3), nn.BatchNorm1d(3)
+        WeightClipping(bound=0.01, norm_scales=norm_scales).project(nn.Sequential(layer, norm))
+        assert norm.weight.tolist() == pytest.approx([expected] * 3)
+        assert layer.weight.abs().max() <= 0.01
 
 
 def test_the_base_class_is_neutral() -> None:

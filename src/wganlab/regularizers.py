@@ -12,13 +12,16 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.overrides import TorchFunctionMode
 
 from wganlab import parallel
 from wganlab.networks.layers import evaluation_mode
+from wganlab.schema import InvalidValueError
 
 NormOver = Literal["image", "pixel", "batch"]
 AlphaPer = Literal["image", "batch"]
+Place = Literal["real", "fake", "interpolates"]
 
 #: Their scale and shift normalise activations and are no weights of the critic's function class: clipping a scale
 #: of 1 to 0.01 would shrink every layer a hundredfold.
@@ -67,15 +70,19 @@ class Regularizer:
 
 
 class WeightClipping(Regularizer):
-    """w <- clip(w, -bound, bound) after each critic step (WGAN, arXiv 1701.07875, Algorithm 1, line 7)."""
+    """w <- clip(w, -bound, bound) after each critic step (WGAN, arXiv 1701.07875, Algorithm 1, line 7).
 
-    def __init__(self, *, bound: PositiveFloat = 0.01) -> None:
-        self.bound = bound
+    Scales and shifts of normalisation layers are left alone, unless ``norm_scales``: the paper's own program clips
+    them, too.
+    """
+
+    def __init__(self, *, bound: PositiveFloat = 0.01, norm_scales: bool = False) -> None:
+        self.bound, self.norm_scales = bound, norm_scales
 
     @torch.no_grad()
     def project(self, critic: nn.Module) -> None:
-        """Clip every weight and bias, except those of normalisation layers, into [-bound, bound]."""
-        for parameter in critic_weights(critic).values():
+        """Clip every weight and bias into [-bound, bound]."""
+        for parameter in critic.parameters() if self.norm_scales else critic_weights(critic).values():
             parameter.clamp_(-self.bound, self.bound)
 
 
@@ -145,7 +152,8 @@ class GradientPenalty(Regularizer):
     mixed precision, whose gradients of gradients would lose it. Three faults of published programs are switches:
     ``norm_over`` (see :func:`gradient_norms`), ``alpha_per`` (see :func:`interpolate`), and ``eval_mode``, which passes
     the interpolates through a critic in evaluation mode (running statistics, no dropout) while it scores real and
-    generated images in training mode.
+    generated images in training mode. ``one_sided`` leaves slopes below the target alone (WGAN-LP, Petzka et al. 2018,
+    arXiv 1709.08894, equation 8).
     """
 
     def __init__(
@@ -156,15 +164,95 @@ class GradientPenalty(Regularizer):
         norm_over: NormOver = "image",
         alpha_per: AlphaPer = "image",
         eval_mode: bool = False,
+        one_sided: bool = False,
         every: PositiveInt = 1,
     ) -> None:
-        self.weight, self.target = weight, target
+        self.weight, self.target, self.one_sided = weight, target, one_sided
         self.norm_over, self.alpha_per, self.eval_mode, self.every = norm_over, alpha_per, eval_mode, every
+
+    def points(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Where the slope is taken, (batch, *shape)."""
+        return interpolate(real, fake, alpha_per=self.alpha_per)
 
     def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar, differentiable with respect to the critic's weights."""
         with torch.autocast(real.device.type, enabled=False), evaluation_mode(*([critic] if self.eval_mode else [])):
             full = torch.promote_types(real.dtype, torch.float32)
-            points = interpolate(real.to(full), fake.to(full), alpha_per=self.alpha_per)
-            norms = gradient_norms(critic, points, norm_over=self.norm_over, create_graph=True)
-            return self.weight * (norms - self.target).square().mean()
+            points = self.points(real.to(full), fake.to(full))
+            excess = gradient_norms(critic, points, norm_over=self.norm_over, create_graph=True) - self.target
+            return self.weight * (excess.clamp(min=0) if self.one_sided else excess).square().mean()
+
+
+class Dragan(GradientPenalty):
+    """weight * E[(|| grad f(x^) || - target)^2] near real images (DRAGAN, Kodali et al. 2017, arXiv 1705.07215).
+
+    As in the paper's program: x^ lies at random between x and x + spread * sd * u, where u ~ U[0, 1) per value, and sd
+    is the standard deviation of all values of the batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: NonNegativeFloat = 10.0,
+        target: NonNegativeFloat = 1.0,
+        spread: PositiveFloat = 0.5,
+        every: PositiveInt = 1,
+    ) -> None:
+        super().__init__(weight=weight, target=target, every=every)
+        self.spread = spread
+
+    def points(self, real: Tensor, fake: Tensor) -> Tensor:
+        sd = (parallel.batch_mean(real.square()) - parallel.batch_mean(real).square()).clamp(min=0).sqrt()
+        noise = parallel.batch_rand(*real.shape, device=real.device).to(real.dtype)
+        return interpolate(real, real + self.spread * sd * noise)
+
+
+class ZeroCentredPenalty(Regularizer):
+    """weight * E[|| grad f ||^power] at real images, at generated ones, or at interpolates of both.
+
+    At real images it is R1, at generated ones R2 (Mescheder et al. 2018, arXiv 1801.04406, equations 9 and 10), with
+    half the paper's gamma as weight; at interpolates with power 2 that of Thanh-Tung et al. 2019 (arXiv 1902.03984),
+    with power 6 and weight 2 that of WGAN-div (Wu et al. 2018, arXiv 1712.01026, equation 10). It is computed in fp32.
+    """
+
+    def __init__(
+        self, *, weight: NonNegativeFloat, at: Place, power: PositiveFloat = 2.0, every: PositiveInt = 1
+    ) -> None:
+        if power < 1:
+            raise InvalidValueError("power", power, "must be at least 1: below, the slope at 0 is infinite")
+        self.weight, self.at, self.power, self.every = weight, at, power, every
+
+    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar, differentiable with respect to the critic's weights."""
+        with torch.autocast(real.device.type, enabled=False):
+            full = torch.promote_types(real.dtype, torch.float32)
+            real, fake = real.to(full), fake.to(full)
+            points = real if self.at == "real" else fake if self.at == "fake" else interpolate(real, fake)
+            return self.weight * gradient_norms(critic, points, create_graph=True).pow(self.power).mean()
+
+
+#: The layers whose weights are matrices, of which spectral norm divides by the largest singular value.
+MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class SpectralNorm(Regularizer):
+    """W / sigma(W) in every linear and convolutional layer (SNGAN, Miyato et al. 2018, arXiv 1802.05957, Algorithm 1).
+
+    The largest singular value sigma is that of the kernel as a matrix of (out, in * height * width). Its estimate moves
+    by ``n_power_iterations`` in every pass of a critic in training mode, and is part of the checkpoint.
+    """
+
+    def __init__(self, *, n_power_iterations: PositiveInt = 1) -> None:
+        self.n_power_iterations = n_power_iterations
+
+    def prepare(self, critic: nn.Module) -> nn.Module:
+        """Put the norm on all layers of the critic, in place. Batch norm beside it gets a line: it undoes the bound."""
+        for module in [*critic.modules()]:
+            if isinstance(module, MATRIX_LAYERS):
+                spectral_norm(module, n_power_iterations=self.n_power_iterations)
+        tried = any(parameter.is_meta for parameter in critic.parameters())
+        if not tried and parallel.is_rank_zero() and any(isinstance(m, parallel.BATCH_NORMS) for m in critic.modules()):
+            print(
+                "note: the critic's batch norm undoes the bound of spectral norm; model.critic.norm=none leaves it out"
+            )
+        return critic
