@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from wganlab import parallel
 from wganlab.augmentation import Augmentation
-from wganlab.averaging import Averaging
+from wganlab.averaging import Averaging, Weights
 from wganlab.contracts import Latent, Loss, critic_steps
 from wganlab.data import Columns
 from wganlab.data.stream import Batch, to_unit_range
@@ -160,6 +160,11 @@ class AdversarialModule(LightningModule):
                 fake = self.fake(latents[part], None if labels is None else labels[part], network)
             yield fake
 
+    @property
+    def shown_weights(self) -> Weights:
+        """Whose samples :meth:`generate` returns; part of the protocol of every score."""
+        return "raw" if self.averaging is None else "averaged"
+
     def fake(self, latents: Tensor, labels: Tensor | None, network: nn.Module | None = None) -> Tensor:
         """Images of the generator; labels (n,) reach it only if its ``forward`` takes them."""
         network = network or self.generator
@@ -268,7 +273,7 @@ class AdversarialModule(LightningModule):
         """What the critic minimises, and the record of it."""
         with torch.no_grad():  # the critic's loss is no business of the generator
             fake = self.fake(latents, real.labels)
-        if getattr(self.critic, "samplewise", False):  # one pass costs less than two
+        if getattr(self.critic, "samplewise", False) and self.augmentation is None:  # one pass costs less than two
             labels = None if real.labels is None else real.labels.repeat(2)
             scores = self.scorer(labels)(torch.cat([real.images, fake])).chunk(2)
         else:
@@ -337,4 +342,8 @@ class AdversarialModule(LightningModule):
 
     def window_means(self) -> dict[str, float]:
         """Training metrics averaged over all steps since the last call (one transfer from the device)."""
-        return self.window.means()
+        means = self.window.means()
+        if self.loss.schedule:
+            for name, optimizer in zip(("generator", "critic"), self.trainer.optimizers, strict=True):
+                means[f"{name}/learning_rate"] = optimizer.param_groups[0]["lr"]
+        return means

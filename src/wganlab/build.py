@@ -102,7 +102,7 @@ def build_loss(config: DictConfig) -> Loss:
             raise ConfigError(f"loss.regularizer.{name}", ": must be a subclass of wganlab.regularizers.Regularizer")
         if not (isinstance(part.every, int) and part.every >= 1):
             raise ConfigError(f"loss.regularizer.{name}.every", f"={part.every}: must be an integer > 0")
-    return Loss(**parts)
+    return Loss(**{name: part for name, part in parts.items() if part != {}})
 
 
 def build_generator(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
+from wganlab.averaging import Weights
 from wganlab.build import build_module, construct, open_stream, trained_config
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.files import write_json
@@ -49,6 +50,7 @@ def evaluate(
     *,
     run: str,
     checkpoint: str,
+    weights: Weights,
     n: Annotated[int, Field(gt=1, le=10_000)],
     images: Annotated[int, Field(gt=10, le=1_000_000)],
     split: Literal["training", "held_out"],
@@ -68,14 +70,17 @@ def evaluate(
         trained, others = moved(config, dataset)
         protocol = Protocol(n=n, images=images, extractor=extractor)
         module, stream, step = load(trained, opened.checkpoint(checkpoint))
+    if weights == "raw":
+        module.averaging = None
     wanted = max(2 * n, images)
     protocol.prepare(stream, real_samples(trained, stream, split, others, wanted), split=split_name(split, others))
     scores, fake = score(module, protocol, seed)
-    taken = protocol.describe()
+    taken = protocol.describe() | {"weights": module.shown_weights}
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
     if moves := {key: value for key, value in dataset.items() if key not in others}:
         record["dataset"] = moves
-    path = opened.folder / "evaluation" / f"{checkpoint}_{taken['id']}.json"
+    name = f"{checkpoint}_raw" if weights == "raw" else checkpoint
+    path = opened.folder / "evaluation" / f"{name}_{taken['id']}.json"
     path.parent.mkdir(exist_ok=True)
     if fake.dim() == 4:
         draw_neighbours(fake[:SHOWN], stream, path.with_suffix(".png"))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import wganlab
 from wganlab.adversarial import sample_latents
-from wganlab.averaging import trained_weights
+from wganlab.averaging import Weights, trained_weights
 from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
@@ -48,7 +48,9 @@ def main(overrides: Sequence[str]) -> None:
     print(f"{what}: {os.path.relpath(settings['output'])}")
 
 
-def export(*, run: str, format: Literal["safetensors", "onnx"], checkpoint: str, output: str) -> tuple[int, float]:
+def export(
+    *, run: str, format: Literal["safetensors", "onnx"], checkpoint: str, weights: Weights, output: str
+) -> tuple[int, float]:
     """Write a generator, its config and its card to ``output``, checked, all or nothing.
 
     Returns its generator step, and how far what is read back is from it. conf/export.yaml has the same keys.
@@ -59,7 +61,7 @@ def export(*, run: str, format: Literal["safetensors", "onnx"], checkpoint: str,
     trained = trained_config(opened, "export")
     path = opened.checkpoint(checkpoint)
     check_output(folder)
-    generator, saved = load(trained, path)
+    generator, saved = load(trained, path, weights)
     try:
         # beside the first folder that is there already, so that what fails leaves no folder behind
         there = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -84,15 +86,15 @@ def check_output(output: Path) -> None:
         raise ConfigError("output", f"={output}: exists and holds something else than an export; name a new folder")
 
 
-def load(config: DictConfig, checkpoint: Path) -> tuple[nn.Module, Any]:
+def load(config: DictConfig, checkpoint: Path, weights: Weights) -> tuple[nn.Module, Any]:
     """The generator of a checkpoint in evaluation mode, in the precision of its weights, and all that the file holds.
 
     Raises ConfigError when the file is damaged or does not fit the run's config.
     """
-    (generator,) = load_networks(config, checkpoint, "generator")
+    (generator,) = load_networks(config, checkpoint, "generator", weights=weights)
     saved = read_checkpoint(checkpoint, "checkpoint")
-    weights = trained_weights(saved["state_dict"], "generator")
-    generator.to(dtype_of(weights)).load_state_dict(weights)  # load_networks has rounded what was trained in float64
+    state = trained_weights(saved["state_dict"], "generator", weights)
+    generator.to(dtype_of(state)).load_state_dict(state)  # load_networks has rounded what was trained in float64
     return generator.requires_grad_(False), saved
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from wganlab import launch
+from wganlab.averaging import Weights
 from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import parse
@@ -32,6 +33,7 @@ class LoadedRun:
 
     run: Run
     checkpoint: str
+    weights: Weights = "averaged"
 
     @property
     def folder(self) -> Path:
@@ -84,7 +86,7 @@ class LoadedRun:
         """Those that were trained, with the checkpoint's weights. Raises ConfigError where it is missing or damaged."""
         names = ["generator", "critic"] if trains_generator(self._config) else ["critic"]
         path = self.run.checkpoint(self.checkpoint)
-        return dict(zip(names, load_networks(self._config, path, *names), strict=True))
+        return dict(zip(names, load_networks(self._config, path, *names, weights=self.weights), strict=True))
 
     @cached_property
     def _config(self) -> DictConfig:
@@ -93,12 +95,15 @@ class LoadedRun:
         return OmegaConf.create(self.run.config)
 
 
-def load_run(path: str | Path, checkpoint: str = "last") -> LoadedRun:
+def load_run(path: str | Path, checkpoint: str = "last", *, weights: Weights = "averaged") -> LoadedRun:
     """The run in a folder, with the networks of a checkpoint ("last", "best", ...). Its data are not needed.
 
-    Raises ConfigError when the folder is no run, or the checkpoint missing or damaged.
+    The generator has its averaged weights where there are such, unless ``weights`` is "raw". Raises ConfigError when
+    the folder is no run, or the checkpoint missing or damaged.
     """
-    loaded = LoadedRun(Run.open(path), checkpoint)
+    if weights not in get_args(Weights):
+        raise ConfigError("weights", f"={weights}: allowed are {', '.join(get_args(Weights))}")
+    loaded = LoadedRun(Run.open(path), checkpoint, weights)
     _ = loaded.networks  # what is wrong with them is said now
     return loaded
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
 from wganlab.adversarial import sample_latents
-from wganlab.averaging import trained_weights
+from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
@@ -40,6 +40,7 @@ def sample(
     run: str,
     n: Annotated[int, Field(gt=0, le=100_000)],
     checkpoint: Literal["last", "best"],
+    weights: Weights,
     seed: Seed,
     interpolations: PositiveInt,
     frames: PositiveInt,
@@ -52,7 +53,7 @@ def sample(
     opened, folder = Run.open(run), Path(output)
     trained = trained_config(opened, "draw")
     path = opened.checkpoint(checkpoint)
-    (generator,) = load_networks(trained, path, "generator")
+    (generator,) = load_networks(trained, path, "generator", weights=weights)
     columns = columns_in(read_checkpoint(path, "checkpoint"))
     check_output(folder)
     random = torch.Generator().manual_seed(seed)
@@ -76,11 +77,12 @@ def check_output(output: Path) -> None:
         raise ConfigError("output", f"={output}: exists and holds something else than samples; name a new folder")
 
 
-def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.Module]:
+def load_networks(config: DictConfig, checkpoint: Path, *names: str, weights: Weights = "averaged") -> list[nn.Module]:
     """Networks of a run, by name ("generator", "critic"), in evaluation mode, with the weights of a checkpoint.
 
-    They are on the CPU; data and global random numbers are left alone. Raises ConfigError when the file is damaged or
-    does not fit the run's config.
+    Of a generator they are the averaged ones where there are any, unless ``weights`` is "raw". Networks are on the CPU;
+    data and global random numbers are left alone. Raises ConfigError when the file is damaged or does not fit the
+    run's config.
     """
     for key, hint in {"model": Networks, "loss": Loss}.items():
         check_targets(hint, OmegaConf.to_container(config[key], resolve=True), key)
@@ -92,7 +94,7 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str) -> list[nn.
             for name in names:
                 critic = name == "critic"
                 network = build_critic(config, shape, build_loss(config)) if critic else build_generator(config, shape)
-                network.load_state_dict(trained_weights(loaded["state_dict"], name))
+                network.load_state_dict(trained_weights(loaded["state_dict"], name, weights))
                 networks.append(network.eval())
     except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
         reason = (str(error) or type(error).__name__).splitlines()[0]

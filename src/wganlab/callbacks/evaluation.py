@@ -35,7 +35,10 @@ class Evaluation(Callback):
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
         self.protocol.prepare(trainer.train_dataloader)  # type: ignore[arg-type]
-        write_json(Path(trainer.default_root_dir, "protocol.json"), self.protocol.describe())
+        write_json(
+            Path(trainer.default_root_dir, "protocol.json"),
+            self.protocol.describe() | {"weights": module.shown_weights},
+        )
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int

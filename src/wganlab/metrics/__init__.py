@@ -51,6 +51,8 @@ METRICS = {
     "generator/loss": Metric(
         "Generator loss", "generator loss", "lower", meaning="comparable between equal objectives only", always=True
     ),
+    "generator/learning_rate": Metric("Learning rate of the generator in the next step"),
+    "critic/learning_rate": Metric("Learning rate of the critic in the next step"),
     "eval/emd": Metric(
         "Earth mover's distance to real samples", "EMD", "lower", ".2f", True, "distances",
         "exact earth mover's distance between generated and real samples", always=True,
