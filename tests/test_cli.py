@@ -43,7 +43,7 @@ def test_help_is_quick_and_has_an_example(arguments: list[str], tmp_path: Path) 
 
 def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
     text = wganlab("train", "--help", cwd=tmp_path).stdout
-    assert "loss: gan, wgan_clip, wgan_gp" in text
+    assert "wgan_clip, wgan_div, wgan_gp" in text
     assert "n_critic: 5" in text
 
 

@@ -45,6 +45,12 @@ def losses(folder: Path, *overrides: str) -> list[list[float]]:
             ["loss=wgan_gp", "+loss.regularizer.gradient_penalty.eval_mode=true", *DCGAN], 5, marks=pytest.mark.slow
         ),
         pytest.param(["training=fixed_generator", "loss=wgan_gp", *TOY], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=r3gan", "+loss.regularizer.r1.every=3", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=sngan", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_lp", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=dragan", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_div", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=hinge", "augmentation=diffaug", "averaging=ema", *MLP], 20, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_training_is_plain_training(

@@ -104,22 +104,22 @@ class Critic(torch.nn.Module):
         return (torch.relu(self.linear(points)) * self.embedding(labels)).sum(1)
 '''
 YAMLS = {
-    "loss/r3gan": """
+    "loss/own_r3gan": """
         # R3GAN (Huang et al. 2024, arXiv 2501.05441, equations 1 and 3)
-        defaults: [/loss/optimizer@optimizer: adam, regularizer: [r1, r2], _self_]
+        defaults: [/loss/optimizer@optimizer: adam, regularizer: [own_r1, own_r2], _self_]
         objective: {_target_: parts.Relativistic}
         regularizer: {}
         n_critic: 1
         """,
-    "loss/regularizer/r1": "r1: {_target_: parts.ZeroCentred, weight: 1.0, at: real}",
-    "loss/regularizer/r2": "r2: {_target_: parts.ZeroCentred, weight: 1.0, at: fake}",
-    "loss/regularizer/spectral_norm": "spectral_norm: {_target_: parts.SpectralNorm}",
+    "loss/regularizer/own_r1": "r1: {_target_: parts.ZeroCentred, weight: 1.0, at: real}",
+    "loss/regularizer/own_r2": "r2: {_target_: parts.ZeroCentred, weight: 1.0, at: fake}",
+    "loss/regularizer/own_spectral_norm": "spectral_norm: {_target_: parts.SpectralNorm}",
     "model/conditional": """
         latent_dim: 2
         generator: {_target_: parts.Generator, _partial_: true, classes: 8}
         critic: {_target_: parts.Critic, _partial_: true, classes: 8}
         """,
-    "averaging/ema": "{_target_: parts.Ema, decay: 0.5}",
+    "averaging/own_ema": "{_target_: parts.Ema, decay: 0.5}",
     "augmentation/brighter": "{_target_: hydra.utils.get_method, path: parts.brighter}",
 }
 TOY = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[16]", "model.critic.hidden=[16]"]
@@ -171,14 +171,14 @@ def load_run_of(settings: Any, folder: Path) -> Any:
 
 def test_r3gan_trains_through_the_command(mine: Path) -> None:
     weights = ["loss.regularizer.r1.weight=0.5", "loss.regularizer.r2.weight=2"]
-    given = ["--config-dir", "conf", "loss=r3gan", *weights, *TOY, *QUICK, "hydra.run.dir=run"]
+    given = ["--config-dir", "conf", "loss=own_r3gan", *weights, *TOY, *QUICK, "hydra.run.dir=run"]
     done = wganlab("train", *given, cwd=mine)
     assert done.returncode == 0, done.stderr
     run = Run(mine / "run")
     assert [part["weight"] for part in run.config["loss"]["regularizer"].values()] == [0.5, 2]
     assert all(row["critic/penalty"] > 0 for row in run.rows)
-    sweep = "loss/regularizer=[r1],[r1,gradient_penalty],[]"
-    done = wganlab("train", "-m", "--config-dir", "conf", "loss=r3gan", sweep,
+    sweep = "loss/regularizer=[own_r1],[own_r1,gradient_penalty],[]"
+    done = wganlab("train", "-m", "--config-dir", "conf", "loss=own_r3gan", sweep,
                    *TOY, *QUICK, "steps=2", "hydra.sweep.dir=sweep", cwd=mine)  # fmt: skip
     assert done.returncode == 0, done.stderr
     chosen = [
@@ -189,10 +189,10 @@ def test_r3gan_trains_through_the_command(mine: Path) -> None:
 
 @pytest.mark.parametrize("training", ["alternating", "shared_pass", "reused_latents", "fixed_generator"])
 def test_a_relativistic_loss_sees_the_scores_of_the_last_real_batch(training: str, mine: Path) -> None:
-    settings = own("loss=r3gan", f"training={training}", "loss.n_critic=2", *TOY, "+loss/feature_matching=added")
+    settings = own("loss=own_r3gan", f"training={training}", "loss.n_critic=2", *TOY, "+loss/feature_matching=added")
     (mine / training).mkdir()
     fit(settings, mine / training)
-    settings = own("loss=r3gan", "loss/regularizer=[]", f"training={training}", *TOY, "loss.optimizer.lr=1e-30")
+    settings = own("loss=own_r3gan", "loss/regularizer=[]", f"training={training}", *TOY, "loss.optimizer.lr=1e-30")
     module = build_module(settings, construct(settings, "dataset"))
     seen: list[tuple[Tensor, Tensor]] = []
     real_scores: list[Tensor] = []
@@ -218,7 +218,7 @@ def test_a_relativistic_loss_sees_the_scores_of_the_last_real_batch(training: st
 def test_penalties_are_closed_forms(mine: Path) -> None:
     """At f(x) = <w, x> the squared norm is |w|^2 everywhere; at f(x) = |x|^2 / 2 it is |x|^2."""
     parts = build_loss(
-        own("loss=r3gan", "loss.regularizer.r1.weight=3", "loss.regularizer.r2.weight=5", *TOY)
+        own("loss=own_r3gan", "loss.regularizer.r1.weight=3", "loss.regularizer.r2.weight=5", *TOY)
     ).regularizer
     real, fake, weight = torch.randn(7, 2), torch.randn(7, 2), torch.tensor([3.0, -4.0])
     for name, images, factor in (("r1", real, 1.5), ("r2", fake, 2.5)):
@@ -238,9 +238,10 @@ def test_gradient_penalty_and_clipping_train_together(mine: Path) -> None:
 
 
 def test_spectral_norm_is_put_on_before_training_and_stays(mine: Path) -> None:
-    settings = own("loss=gan", "loss/regularizer=spectral_norm", *TOY)
+    settings = own("loss=gan", "loss/regularizer=own_spectral_norm", *TOY)
     continued(settings, mine, at=13)
-    command = ["--config-dir", "conf", "loss=gan", "loss/regularizer=spectral_norm", *TOY, *QUICK, "hydra.run.dir=run"]
+    own_norm = ["--config-dir", "conf", "loss=gan", "loss/regularizer=own_spectral_norm"]
+    command = [*own_norm, *TOY, *QUICK, "hydra.run.dir=run"]
     for words in (["train", *command], ["sample", "run=run", "n=4", "output=made"], ["evaluate", "run=run", "n=16"]):
         done = wganlab(*words, cwd=mine)
         assert done.returncode == 0, done.stderr
@@ -325,7 +326,7 @@ def test_learning_rates_follow_a_schedule(mine: Path) -> None:
 
 
 def test_an_average_is_what_is_generated(mine: Path) -> None:
-    settings = own("loss=gan", "averaging=ema", *TOY)
+    settings = own("loss=gan", "averaging=own_ema", *TOY)
     continued(settings, mine, at=13)
     saved = torch.load(mine / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     module = build_module(settings, construct(settings, "dataset"))
@@ -354,7 +355,7 @@ def test_the_critic_alone_sees_augmented_images(mine: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_lazy_penalties_are_plain(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    same = ["loss=r3gan", "+loss.regularizer.r1.every=2", "precision=64-true", "callbacks=none", *TOY]
+    same = ["loss=own_r3gan", "+loss.regularizer.r1.every=2", "precision=64-true", "callbacks=none", *TOY]
     for name in ("off", "on"):
         (mine / name).mkdir()
         fit(config("hydra.searchpath=[file://conf]", "logger=csv", "steps=8", "log_every=1", "batch_size=16", *same,
@@ -368,5 +369,5 @@ def test_compiled_lazy_penalties_are_plain(mine: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("every", [0, 1.5])
 def test_every_is_a_count(every: float, mine: Path) -> None:
     with pytest.raises(ConfigError, match=r"loss\.regularizer\.r1"):
-        own("loss=r3gan", f"+loss.regularizer.r1.every={every}", *TOY)
+        own("loss=own_r3gan", f"+loss.regularizer.r1.every={every}", *TOY)
     assert Regularizer.every == 1

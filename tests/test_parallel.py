@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from tests.conftest import TINY, config, images, in_process, wganlab, without_account
 from wganlab import environment, parallel
 from wganlab.adversarial import sample_latents
+from wganlab.augmentation import DiffAugment
 from wganlab.build import build_module, construct
 from wganlab.data.stream import BatchStream
 from wganlab.networks.layers import Dropout
@@ -323,6 +324,21 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(precision: str, on_t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["loss=dragan", "loss/objective=relativistic_average", "augmentation=diffaug", "averaging=ema"],
+        ["loss=sngan", "loss/schedule=cosine", "loss/warmup=paper", "loss.warmup.n=7"],
+    ],
+)
+def test_two_ranks_train_any_method_as_one_process_does(method: list[str], tmp_path: Path) -> None:
+    for name, devices in (("one", ["accelerator=cpu"]), ("two", DDP)):
+        done = wganlab("train", *EXACT, *method, *devices, f"hydra.run.dir={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-9
+
+
+@pytest.mark.slow
 def test_compiled_gradients_are_averaged_like_plain_ones(on_two: Path) -> None:
     compiled = [argument for argument in EXACT if argument != "compile=off"]
     arguments = ["loss=wgan_gp", "compile=on", "accelerator.sync_batchnorm=false", "hydra.run.dir=compiled"]
@@ -424,6 +440,10 @@ def test_noise_differs_between_ranks_and_is_together_that_of_one_process(monkeyp
     assert torch.equal(torch.cat([first, second]), interpolate(real.repeat(2, 1, 1, 1), fake.repeat(2, 1, 1, 1)))
     first, second = both(monkeypatch, lambda: interpolate(real, fake, alpha_per="batch"))
     assert torch.equal(first, second)
+
+    augment = DiffAugment()
+    first, second = both(monkeypatch, lambda: augment(fake))
+    assert torch.equal(torch.cat([first, second]), augment(fake.repeat(2, 1, 1, 1)))
 
     first, second = both(monkeypatch, lambda: Dropout(0.5)(torch.ones(4, 64)))
     assert not torch.equal(first, second)
