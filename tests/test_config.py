@@ -24,7 +24,10 @@ FITTING = {
     "random_architecture": ["dataset.size=32", "model.generator.width=0.1"],
 }
 NEED_FILES = [
-    *(("dataset", name) for name in ("mnist", "cifar_horse", "image_folder", "anime_faces", "csv")),
+    *(
+        ("dataset", name)
+        for name in ("mnist", "fashion_mnist", "cifar10", "cifar_horse", "image_folder", "anime_faces", "csv")
+    ),
     ("extractor", "cifar10"),
 ]
 

@@ -14,7 +14,7 @@ import torchvision
 from tests.conftest import images
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
-from wganlab.data.mnist import FILES, IMAGES, MNIST
+from wganlab.data.mnist import FILES, IMAGES, MNIST, FashionMNIST
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.schema import InvalidValueError
 
@@ -53,6 +53,17 @@ def test_mnist_reads_the_original_format(tiny_mnist: Path) -> None:
     assert images.shape == (len(source), *source.shape) == (6, 1, 28, 28)
     assert images[2, 0, 0, :3].tolist() == [74, 75, 76]
     assert len(MNIST(root=str(tiny_mnist), train=False).load()) == 3
+
+
+def test_fashion_mnist_is_mnist_in_a_folder_of_its_own(tiny_mnist: Path) -> None:
+    (tiny_mnist / "MNIST").rename(tiny_mnist / "FashionMNIST")
+    source = FashionMNIST(root=str(tiny_mnist))
+    assert len(source.load()) == len(source) == len(source.labels())
+    with pytest.raises(InvalidValueError, match=r"MNIST/raw lacks train-images-idx3-ubyte"):
+        MNIST(root=str(tiny_mnist))
+    (tiny_mnist / "FashionMNIST").rename(tiny_mnist / "elsewhere")
+    with pytest.raises(InvalidValueError, match=r"FashionMNIST/raw lacks .*; unpack the four FashionMNIST files"):
+        FashionMNIST(root=str(tiny_mnist))
 
 
 def test_mnist_missing_says_which_files_and_how_to_get_them(tmp_path: Path) -> None:

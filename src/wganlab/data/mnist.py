@@ -1,4 +1,4 @@
-"""MNIST through torchvision."""
+"""MNIST and Fashion-MNIST, which has its format, through torchvision."""
 
 from pathlib import Path
 
@@ -19,20 +19,24 @@ class MNIST:
 
     licence = "CC BY-SA 3.0: MNIST, by Yann LeCun and Corinna Cortes"
     shape = (1, 28, 28)
+    #: The class of torchvision, and its folder below ``root``.
+    name = "MNIST"
 
     def __init__(self, *, root: str, train: bool = True, download: bool = False) -> None:
         self.root, self.train = Path(root).expanduser(), train
-        raw = self.root / "MNIST" / "raw"
+        raw = self.root / self.name / "raw"
         missing = [name for name in FILES if not (raw / name).is_file()]
         if missing and download:
-            read("MNIST", self.root, train=train, download=True)
+            read(self.name, self.root, train=train, download=True)
         elif missing:
-            advice = "unpack the four MNIST files there, or let torchvision fetch them by download=true beside it"
+            advice = (
+                f"unpack the four {self.name} files there, or let torchvision fetch them by download=true beside it"
+            )
             raise InvalidValueError("root", root, f"{raw} lacks {', '.join(missing)}; {advice}")
         with open(raw / IMAGES[train], "rb") as file:
             header = file.read(8)  # big-endian: magic number 2051, number of images
         if header[:4] != (2051).to_bytes(4, "big"):
-            message = f"{raw / IMAGES[train]} is no file of MNIST images (wrong magic number)"
+            message = f"{raw / IMAGES[train]} is no file of {self.name} images (wrong magic number)"
             raise InvalidValueError("root", root, message)
         self.length = int.from_bytes(header[4:], "big")
         size, wanted = (raw / IMAGES[train]).stat().st_size, 16 + 784 * self.length
@@ -45,10 +49,20 @@ class MNIST:
 
     def load(self) -> Tensor:
         """uint8 of shape (60000 or 10000, 1, 28, 28)."""
-        dataset = read("MNIST", self.root, train=self.train)
+        dataset = read(self.name, self.root, train=self.train)
         self._labels: Tensor = dataset.targets
         return dataset.data.unsqueeze(1)
 
     def labels(self) -> Tensor:
-        """Digits of what :meth:`load` returned."""
+        """Digits, or numbers of the garments, of what :meth:`load` returned."""
         return self._labels
+
+
+class FashionMNIST(MNIST):
+    """28x28 grey garments of ten kinds: 60,000 to train, 10,000 to test (Xiao et al. 2017, arXiv 1708.07747).
+
+    Raises what :class:`MNIST` raises.
+    """
+
+    licence = "MIT: Fashion-MNIST, by Zalando SE"
+    name = "FashionMNIST"
