@@ -157,7 +157,7 @@ def test_a_run_stopped_from_the_notebook_goes_on(made: LoadedRun, tmp_path: Path
         ("-m loss=gan,wgan_gp", "-m: wganlab.train makes one run of key=value; sweeps: wganlab train -m ..."),
         ("loss=gan,wgan_gp", "loss=gan,wgan_gp: wganlab.train makes one run"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: wganlab.train makes one run"),
-        ("loss=hinge", "loss=hinge: no such choice; allowed are gan, wgan_clip, wgan_gp"),
+        ("loss=hing", "loss=hing: no such choice; allowed are dragan, gan, hinge"),
         (
             "loss.regularizer.gradient_penalty.weight=ten",
             "loss.regularizer.gradient_penalty.weight=ten: must be a number",

@@ -81,7 +81,7 @@ def test_a_run_folder_may_be_named_after_its_job(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["steps=5("], "steps=5(: must be an integer > 0"),
-        (["loss=gan("], "loss=gan(: no such choice; allowed are gan, wgan_clip, wgan_gp"),
+        (["loss=gan("], "loss=gan(: no such choice; allowed are dragan, gan, hinge"),
         (["loss=gan,wgan_gp"], "loss=gan,wgan_gp: several values are a sweep, which needs -m"),
         (["accelerator.precision=a,b"], "accelerator.precision=a,b: several values are a sweep, which needs -m"),
         (["dataset=mnist", "dataset.root=1,2"], "dataset.root=1,2: 1,2/MNIST/raw lacks"),
