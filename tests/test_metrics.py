@@ -385,6 +385,17 @@ def test_scores_that_samples_are_too_few_for_are_named_and_left_out(
     assert out.count("\n") == bool(said)
 
 
+def test_a_protocol_keeps_all_that_an_extractor_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"extractor": "pixels", "weights": "a hash"}
+    monkeypatch.setattr(Pixels, "describe", lambda self: said)
+    protocol = Protocol(n=8, images=10, extractor=Pixels())
+    protocol.prepare(BatchStream(torch.rand(16, 1, 4, 4), batch_size=1, n_critic=1, steps=1, seed=0))
+    raw, averaged = protocol.describe("raw"), protocol.describe("averaged")
+    assert raw.items() >= said.items()
+    assert (raw["generator"], averaged["generator"]) == ("raw", "averaged")
+    assert raw["id"] == averaged["id"], "scores of both may be compared"
+
+
 def test_scores_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch_fidelity import metric_fid, metric_kid, metric_prc
 

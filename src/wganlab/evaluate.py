@@ -75,7 +75,7 @@ def evaluate(
     wanted = max(2 * n, images)
     protocol.prepare(stream, real_samples(trained, stream, split, others, wanted), split=split_name(split, others))
     scores, fake = score(module, protocol, seed)
-    taken = protocol.describe() | {"weights": module.shown_weights}
+    taken = protocol.describe(module.shown_weights)
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
     if moves := {key: value for key, value in dataset.items() if key not in others}:
         record["dataset"] = moves

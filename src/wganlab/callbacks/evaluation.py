@@ -37,7 +37,7 @@ class Evaluation(Callback):
         self.protocol.prepare(trainer.train_dataloader)  # type: ignore[arg-type]
         write_json(
             Path(trainer.default_root_dir, "protocol.json"),
-            self.protocol.describe() | {"weights": module.shown_weights},
+            self.protocol.describe(module.shown_weights),
         )
 
     def on_train_batch_end(  # type: ignore[override]

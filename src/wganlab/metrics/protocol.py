@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wganlab.averaging import Weights
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.distances import wasserstein
 from wganlab.metrics import features as of
@@ -154,8 +155,11 @@ class Protocol:
             found["inception_score"] = of.inception_score(logits)
         return found | (of.class_scores(logits, self.shares) if self.extractor.knows_classes else {})
 
-    def describe(self) -> dict[str, Any]:
-        """The protocol, for the record. ``id`` is a hash of the rest: scores with the same id are comparable."""
+    def describe(self, weights: Weights) -> dict[str, Any]:
+        """The protocol, for the record, and which weights of the generator were scored.
+
+        ``id`` is a hash of all but the weights: scores with the same id are comparable.
+        """
         content: dict[str, Any] = {
             "split": self.split,
             "real": hash_of(self.real),
@@ -165,4 +169,4 @@ class Protocol:
         if self.extractor and self.scores_features:
             content |= self.extractor.describe() | {"images": len(self.real_features), "generated": self.images}
         hashed = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4)
-        return {"id": hashed.hexdigest()} | content
+        return {"id": hashed.hexdigest()} | content | {"generator": weights}
