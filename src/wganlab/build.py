@@ -96,6 +96,9 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
 
 def build_loss(config: DictConfig) -> Loss:
     """The parts of ``loss``. Raises ConfigError for a regularizer that is none."""
+    if config.images is not None:
+        config = config.copy()
+        config.steps = generator_steps(config)  # which schedules take for their end
     parts = construct(config, "loss")
     for name, part in (parts.get("regularizer") or {}).items():
         if not isinstance(part, Regularizer):

@@ -114,9 +114,8 @@ def check_same_search(study: Any, config: DictConfig, folder: Path) -> None:
     if before is None:
         study.set_user_attr("config", now)
         return
-    computed = () if config.images is None else ("steps",)  # it follows from images, batch_size and the like
     for key in [*before, *now]:
-        if key not in computed and before.get(key) != now.get(key):
+        if before.get(key) != now.get(key):
             raise ConfigError(
                 key,
                 f"={now.get(key)}: cannot change in a search that is continued; it was {before.get(key)} in {folder}; "

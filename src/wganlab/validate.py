@@ -21,7 +21,7 @@ from wganlab.accelerator import Precision, check_machine
 from wganlab.adversarial import AdversarialModule
 from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
-from wganlab.build import NO_LABELS, build_module, check_last_batch, construct, generator_steps, has_batch_norm, naming
+from wganlab.build import NO_LABELS, build_module, check_last_batch, construct, has_batch_norm, naming
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import compose_config, composer, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
@@ -151,8 +151,6 @@ def complete(config: DictConfig) -> None:
         for key, value in changes.items():
             if is_written(raw, key.rpartition(".")[0]):
                 OmegaConf.update(config, source_key(raw, key), value, force_add=True)
-    if config.images is not None:
-        config.steps = generator_steps(config)  # by which schedules are drawn
 
 
 def is_written(raw: Any, key: str) -> bool:
