@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import LOSSES as ALL_LOSSES
 from tests.conftest import config, images
 from wganlab.adversarial import AdversarialModule, sample_latents
 from wganlab.alternation import ReusedLatents, SharedPass
 from wganlab.build import build_loss, build_module, construct, generator_steps
 from wganlab.callbacks.history import History
-from wganlab.config import conf_dir
 from wganlab.data.stream import Batch, BatchStream
 from wganlab.objectives import FeatureMatching
 from wganlab.schema import ConfigError
@@ -276,7 +276,7 @@ def test_feature_matching_trains(tmp_path: Path) -> None:
     assert summary["final"]["generator/loss"] > 0, "a squared distance, not a score"
 
 
-@pytest.mark.parametrize("loss", sorted(path.stem for path in conf_dir().glob("loss/*.yaml")))
+@pytest.mark.parametrize("loss", ALL_LOSSES)
 def test_golden_trace(loss: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Twenty steps on digits give the stored losses; --write-golden stores new ones, with a reason in the commit."""
     fit(config(f"loss={loss}", "steps=20", "log_every=1", "callbacks=none", "logger=csv"), tmp_path)

@@ -22,8 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning import Callback, Trainer
 
 import wganlab
+from tests.conftest import LOSSES, without_account
 from tests.conftest import wganlab as command
-from tests.conftest import without_account
 from tests.test_resume import assert_same, outcome
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.notebook import LoadedRun
@@ -157,7 +157,7 @@ def test_a_run_stopped_from_the_notebook_goes_on(made: LoadedRun, tmp_path: Path
         ("-m loss=gan,wgan_gp", "-m: wganlab.train makes one run of key=value; sweeps: wganlab train -m ..."),
         ("loss=gan,wgan_gp", "loss=gan,wgan_gp: wganlab.train makes one run"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: wganlab.train makes one run"),
-        ("loss=hing", "loss=hing: no such choice; allowed are dragan, gan, hinge"),
+        ("loss=hing", f"loss=hing: no such choice; allowed are {', '.join(LOSSES)}"),
         (
             "loss.regularizer.gradient_penalty.weight=ten",
             "loss.regularizer.gradient_penalty.weight=ten: must be a number",

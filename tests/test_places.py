@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import in_process, plan
+from tests.conftest import LOSSES, in_process, plan
 from wganlab.config import as_typed, parse
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
@@ -81,7 +81,7 @@ def test_a_run_folder_may_be_named_after_its_job(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["steps=5("], "steps=5(: must be an integer > 0"),
-        (["loss=gan("], "loss=gan(: no such choice; allowed are dragan, gan, hinge"),
+        (["loss=gan("], f"loss=gan(: no such choice; allowed are {', '.join(LOSSES)}"),
         (["loss=gan,wgan_gp"], "loss=gan,wgan_gp: several values are a sweep, which needs -m"),
         (["accelerator.precision=a,b"], "accelerator.precision=a,b: several values are a sweep, which needs -m"),
         (["dataset=mnist", "dataset.root=1,2"], "dataset.root=1,2: 1,2/MNIST/raw lacks"),

@@ -119,8 +119,8 @@ class RelativisticAverage:
 
     def critic_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """- E[log sigmoid(f(x) - E f(G(z)))] - E[log(1 - sigmoid(f(G(z)) - E f(x)))]."""
-        above_fake = real_scores - parallel.batch_mean(fake_scores)
-        above_real = fake_scores - parallel.batch_mean(real_scores)
+        above_fake = real_scores - parallel.rank_mean(fake_scores.mean())
+        above_real = fake_scores - parallel.rank_mean(real_scores.mean())
         return softplus(-above_fake).mean() + softplus(above_real).mean()
 
     def generator_loss(self, fake_scores: Tensor, real_scores: Tensor) -> Tensor:

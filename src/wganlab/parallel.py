@@ -93,10 +93,9 @@ class AllReduceSum(torch.autograd.Function):
         return AllReduceSum.apply(gradient.contiguous())
 
 
-def batch_mean(x: Tensor) -> Tensor:
-    """The mean over the whole batch, of which this rank has its rows; differentiable any number of times."""
-    mean = x.mean()
-    return mean if world_size() == 1 else AllReduceSum.apply(mean) / world_size()
+def rank_mean(x: Tensor) -> Tensor:
+    """The mean over all ranks of each rank's tensor, differentiable any number of times."""
+    return x if world_size() == 1 else AllReduceSum.apply(x) / world_size()
 
 
 def batch_rand(n: int, *shape: int, device: torch.device) -> Tensor:
@@ -120,9 +119,9 @@ class SyncedBatchNorm(nn.BatchNorm1d):
         over = [dim for dim in range(x.dim()) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(x.dim())]
         full = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics in half precision would be too coarse
-        average = AllReduceSum.apply(full.mean(over)) / world_size()
+        average = rank_mean(full.mean(over))
         centred = full - average.view(shape)
-        variance = AllReduceSum.apply(centred.square().mean(over)) / world_size()
+        variance = rank_mean(centred.square().mean(over))
         if self.track_running_stats:
             self._track(average, variance, x.numel() // x.shape[1] * world_size())
         normal = centred * (variance + self.eps).rsqrt().view(shape)

@@ -94,10 +94,12 @@ def interpolate(
     One alpha per image; some published programs draw one for the whole batch. Without a ``generator``, a rank takes its
     rows of what all ranks draw.
     """
-    n = 1 if alpha_per == "batch" else len(real) if generator else len(real) * parallel.world_size()
-    alpha = torch.rand((n,) + (1,) * (real.dim() - 1), device=real.device, generator=generator)
-    if n > len(real):
-        alpha = parallel.shard(alpha)
+    shape = (1,) * (real.dim() - 1)
+    if alpha_per == "batch" or generator:
+        n = 1 if alpha_per == "batch" else len(real)
+        alpha = torch.rand(n, *shape, device=real.device, generator=generator)
+    else:
+        alpha = parallel.batch_rand(len(real), *shape, device=real.device)
     return torch.lerp(fake, real, alpha.to(real.dtype))
 
 
@@ -145,11 +147,39 @@ def gradient_norms(
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1 if norm_over == "image" else (0, 1))
 
 
-class GradientPenalty(Regularizer):
+class SlopePenalty(Regularizer):
+    """weight * E[term(|| grad f ||)] at some points, a function of the slope; a new one overrides ``points``, ``term``.
+
+    It is computed in fp32 even under mixed precision, whose gradients of gradients would lose it.
+    """
+
+    norm_over: NormOver = "image"
+    eval_mode = False
+
+    def __init__(self, *, weight: NonNegativeFloat, every: PositiveInt = 1) -> None:
+        self.weight, self.every = weight, every
+
+    def points(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Where the slope is taken, (batch, *shape)."""
+        raise NotImplementedError
+
+    def term(self, norms: Tensor) -> Tensor:
+        """What is averaged, of the norms of the gradient."""
+        raise NotImplementedError
+
+    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Scalar, differentiable with respect to the critic's weights."""
+        with torch.autocast(real.device.type, enabled=False), evaluation_mode(*([critic] if self.eval_mode else [])):
+            full = torch.promote_types(real.dtype, torch.float32)
+            points = self.points(real.to(full), fake.to(full))
+            norms = gradient_norms(critic, points, norm_over=self.norm_over, create_graph=True)
+            return self.weight * self.term(norms).mean()
+
+
+class GradientPenalty(SlopePenalty):
     """weight * E[(|| grad f(x^) || - target)^2] at random interpolates x^ (WGAN-GP, arXiv 1704.00028, equation 3).
 
-    The norm is taken per image over all pixels and channels, and the penalty is computed in fp32 even under
-    mixed precision, whose gradients of gradients would lose it. Three faults of published programs are switches:
+    The norm is taken per image over all pixels and channels. Three faults of published programs are switches:
     ``norm_over`` (see :func:`gradient_norms`), ``alpha_per`` (see :func:`interpolate`), and ``eval_mode``, which passes
     the interpolates through a critic in evaluation mode (running statistics, no dropout) while it scores real and
     generated images in training mode. ``one_sided`` leaves slopes below the target alone (WGAN-LP, Petzka et al. 2018,
@@ -167,20 +197,16 @@ class GradientPenalty(Regularizer):
         one_sided: bool = False,
         every: PositiveInt = 1,
     ) -> None:
-        self.weight, self.target, self.one_sided = weight, target, one_sided
-        self.norm_over, self.alpha_per, self.eval_mode, self.every = norm_over, alpha_per, eval_mode, every
+        super().__init__(weight=weight, every=every)
+        self.target, self.one_sided = target, one_sided
+        self.norm_over, self.alpha_per, self.eval_mode = norm_over, alpha_per, eval_mode
 
     def points(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Where the slope is taken, (batch, *shape)."""
         return interpolate(real, fake, alpha_per=self.alpha_per)
 
-    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """Scalar, differentiable with respect to the critic's weights."""
-        with torch.autocast(real.device.type, enabled=False), evaluation_mode(*([critic] if self.eval_mode else [])):
-            full = torch.promote_types(real.dtype, torch.float32)
-            points = self.points(real.to(full), fake.to(full))
-            excess = gradient_norms(critic, points, norm_over=self.norm_over, create_graph=True) - self.target
-            return self.weight * (excess.clamp(min=0) if self.one_sided else excess).square().mean()
+    def term(self, norms: Tensor) -> Tensor:
+        excess = norms - self.target
+        return (excess.clamp(min=0) if self.one_sided else excess).square()
 
 
 class Dragan(GradientPenalty):
@@ -202,17 +228,18 @@ class Dragan(GradientPenalty):
         self.spread = spread
 
     def points(self, real: Tensor, fake: Tensor) -> Tensor:
-        sd = (parallel.batch_mean(real.square()) - parallel.batch_mean(real).square()).clamp(min=0).sqrt()
+        mean, square = parallel.rank_mean(real.mean()), parallel.rank_mean(real.square().mean())
+        sd = (square - mean.square()).clamp(min=0).sqrt()
         noise = parallel.batch_rand(*real.shape, device=real.device).to(real.dtype)
         return interpolate(real, real + self.spread * sd * noise)
 
 
-class ZeroCentredPenalty(Regularizer):
+class ZeroCentredPenalty(SlopePenalty):
     """weight * E[|| grad f ||^power] at real images, at generated ones, or at interpolates of both.
 
     At real images it is R1, at generated ones R2 (Mescheder et al. 2018, arXiv 1801.04406, equations 9 and 10), with
     half the paper's gamma as weight; at interpolates with power 2 that of Thanh-Tung et al. 2019 (arXiv 1902.03984),
-    with power 6 and weight 2 that of WGAN-div (Wu et al. 2018, arXiv 1712.01026, equation 10). It is computed in fp32.
+    with power 6 and weight 2 that of WGAN-div (Wu et al. 2018, arXiv 1712.01026, equation 10).
     """
 
     def __init__(
@@ -220,15 +247,14 @@ class ZeroCentredPenalty(Regularizer):
     ) -> None:
         if power < 1:
             raise InvalidValueError("power", power, "must be at least 1: below, the slope at 0 is infinite")
-        self.weight, self.at, self.power, self.every = weight, at, power, every
+        super().__init__(weight=weight, every=every)
+        self.at, self.power = at, power
 
-    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """Scalar, differentiable with respect to the critic's weights."""
-        with torch.autocast(real.device.type, enabled=False):
-            full = torch.promote_types(real.dtype, torch.float32)
-            real, fake = real.to(full), fake.to(full)
-            points = real if self.at == "real" else fake if self.at == "fake" else interpolate(real, fake)
-            return self.weight * gradient_norms(critic, points, create_graph=True).pow(self.power).mean()
+    def points(self, real: Tensor, fake: Tensor) -> Tensor:
+        return real if self.at == "real" else fake if self.at == "fake" else interpolate(real, fake)
+
+    def term(self, norms: Tensor) -> Tensor:
+        return norms.pow(self.power)
 
 
 #: The layers whose weights are matrices, of which spectral norm divides by the largest singular value.
