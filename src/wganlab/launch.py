@@ -243,14 +243,21 @@ class Jobs:
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=self.master)
         size = self.master.hydra.sweeper.get("max_batch_size") or len(jobs)
 
-        def launch_all() -> None:
-            batches = [launcher.launch(jobs[i : i + size], initial_job_idx=i) for i in range(0, len(jobs), size)]
-            for done in (done for batch in batches for done in batch):
-                if done.status == JobStatus.FAILED:
-                    raise_failure(done)
+        def launch_all(batches: list[list[int]]) -> None:
+            """Launch every batch, whatever becomes of those before it; raises the first failure."""
+            failures = []
+            for batch in batches:
+                try:
+                    for done in launcher.launch([jobs[i] for i in batch], initial_job_idx=batch[0]):
+                        if done.status == JobStatus.FAILED:
+                            raise_failure(done)
+                except Exception as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
         with claimed_sweep(base, configs):
-            return broadcast_object(run_sweep(launch_all, [base / name for name in configs]))
+            return broadcast_object(run_sweep(launch_all, [base / name for name in configs], size))
 
     def search(self, context: HydraContext) -> int:
         """Have Hydra's sweeper choose the jobs as it goes; returns the exit code."""
