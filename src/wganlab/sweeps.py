@@ -8,28 +8,32 @@ from pathlib import Path
 
 from wganlab.runs import Run, Status
 
+#: Jobs that have not ended by themselves are launched again, so often without progress.
+ATTEMPTS = 2
+
 
 def run_sweep(launch: Callable[[list[list[int]]], object], folders: Sequence[Path], size: int) -> int:
     """Launch a sweep until every job has completed or failed by itself; returns the exit code.
 
     ``launch`` takes the positions of jobs in batches, each without gaps and of at most ``size``. A worker that is
-    killed takes its launcher's other jobs with it: the sweep is launched again, as long as that makes an end of some,
-    and then what is left job by job. Where one has not completed, a table says what became of each.
+    killed takes its launcher's other jobs with it: the sweep is launched again, and where that makes an end of none,
+    what is left job by job. Where one has not completed, a table says what became of each.
     """
     os.environ["WGANLAB_SWEEP"] = secrets.token_hex(8)  # marks its failures, see record.refuse_to_repeat
     every = list(range(len(folders)))
-    left, batches = every, [every[i : i + size] for i in every[::size]]
+    together = [every[i : i + size] for i in every[::size]]
+    left, still_open, without_progress = every, len(folders) + 1, 0
     while True:
         failure: Exception | None = None
         try:
-            launch(batches)
+            launch([[i] for i in left] if without_progress else together)
         except Exception as error:  # of a job, which has left its record, or of the launcher
             failure = error
-        before, left = left, [i for i in every if state(folders[i])[0] in (Status.ABSENT, Status.INTERRUPTED)]
-        if failure is None or not left or (alone := [[i] for i in left]) == batches:
+        left = [i for i in every if state(folders[i])[0] in (Status.ABSENT, Status.INTERRUPTED)]
+        before, still_open = still_open, len(left)
+        without_progress = 0 if still_open < before else without_progress + 1
+        if failure is None or not left or without_progress == ATTEMPTS:
             return report(folders, failure)
-        if len(left) == len(before):
-            batches = alone
 
 
 def state(folder: Path) -> tuple[Status, str]:
