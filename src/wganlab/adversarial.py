@@ -19,7 +19,8 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging, Weights
 from wganlab.contracts import Latent, Loss, critic_steps
 from wganlab.data import Columns
-from wganlab.data.stream import Batch, to_unit_range
+from wganlab.data.stream import LABELS, Batch, to_unit_range
+from wganlab.labels import Classes
 from wganlab.networks.layers import ImageCritic, evaluation_mode, takes_labels
 from wganlab.window import Record, Window
 
@@ -82,6 +83,8 @@ class AdversarialModule(LightningModule):
         self.conditional = {"generator": takes_labels(generator), "critic": takes_labels(critic)}
         self.critic_steps = critic_steps(loss.n_critic, loss.warmup)
         self.critic_step_count = 0
+        #: Whether batches are to have labels.
+        self.labelled = any(self.conditional.values()) or loss.classification is not None
         self.shape: tuple[int, ...] = ()
         self.columns: Columns | None = None
         self.fingerprint = ""
@@ -118,6 +121,8 @@ class AdversarialModule(LightningModule):
         if self.columns is not None:
             checkpoint["columns"] = [list(self.columns.names), self.columns.shift, self.columns.scale]
         checkpoint["fingerprint"] = self.fingerprint
+        if self.labels is not None and self.conditional["generator"]:
+            checkpoint["classes"] = list(self.classes)
         checkpoint["window"] = self.window.state()
         checkpoint["critic_steps"] = self.critic_step_count
         checkpoint["images_seen"] = self.trainer.train_dataloader.images_seen  # type: ignore[union-attr]
@@ -138,22 +143,31 @@ class AdversarialModule(LightningModule):
             return parallel.shard(sample_latents(n * parallel.world_size(), self.latent_dim, self.latent, **options))
         return sample_latents(n, self.latent_dim, self.latent, **options)
 
-    def generate(self, n: int, *, seed: int = 0) -> Tensor:
+    @property
+    def classes(self) -> Classes:
+        """Those of the data. Raises AttributeError where they have none."""
+        return Classes.of(self.labels)  # type: ignore[arg-type]
+
+    def shown_labels(self, n: int, *, seed: int = 0) -> Tensor | None:
+        """The labels (n,) of what :meth:`generate` returns, drawn with the frequencies of the data.
+
+        None for a generator that takes none.
+        """
+        if not self.conditional["generator"]:
+            return None
+        return self.classes.draw(n, torch.Generator().manual_seed(seed ^ LABELS)).to(self.device)
+
+    def generate(self, n: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
         """n samples (n, *shape) of the generator in evaluation mode, always the same for a seed and its weights.
 
-        They are those of the averaged generator where there is one. Labels are drawn from those of the data.
+        They are those of the averaged generator where there is one, and of ``labels`` (n,) or :meth:`shown_labels`.
         """
-        return torch.cat([*self.generate_parts(n, seed=seed)])
+        return torch.cat([*self.generate_parts(n, seed=seed, labels=labels)])
 
-    def generate_parts(self, n: int, *, seed: int = 0) -> Iterator[Tensor]:
+    def generate_parts(self, n: int, *, seed: int = 0, labels: Tensor | None = None) -> Iterator[Tensor]:
         """What :meth:`generate` returns, in parts of at most 512 samples."""
-        random = torch.Generator(self.device).manual_seed(seed)
-        latents = self.latents(n, generator=random)
-        labels = None
-        if self.conditional["generator"]:
-            assert self.labels is not None, "a generator that takes labels is shown with those of its data"
-            rows = torch.randint(len(self.labels), (n,), generator=random, device=self.device)
-            labels = self.labels.to(self.device)[rows]
+        latents = self.latents(n, generator=torch.Generator(self.device).manual_seed(seed))
+        labels = self.shown_labels(n, seed=seed) if labels is None else labels.to(self.device)
         network = self.generator if self.averaging is None else self.averaging.network
         for part in (slice(start, start + 512) for start in range(0, n, 512)):
             with torch.no_grad(), evaluation_mode(network):  # both are put back before others are at work
@@ -185,6 +199,10 @@ class AdversarialModule(LightningModule):
     def generator_latents(self, last: Tensor) -> Tensor:
         """Latents of the generator step, given those of the critic step before it."""
         return self.latents(len(last))
+
+    def generator_labels(self, real: Batch) -> Tensor | None:
+        """Labels of the generator step: drawn, or those of the real images that its loss compares with."""
+        return real.labels if self.loss.pairs else real.drawn
 
     def scaled(self, real: Tensor) -> Tensor:
         """Real images as stored, in [-1, 1] and in the precision of the networks."""
@@ -275,24 +293,42 @@ class AdversarialModule(LightningModule):
             fake = self.fake(latents, real.labels)
         if getattr(self.critic, "samplewise", False) and self.augmentation is None:  # one pass costs less than two
             labels = None if real.labels is None else real.labels.repeat(2)
-            scores = self.scorer(labels)(torch.cat([real.images, fake])).chunk(2)
-        else:
-            critic = self.scorer(real.labels)
-            scores = critic(real.images), critic(fake)
-        return self.critic_loss(active, real, fake, *scores)
+            scores, classification = self.judged(torch.cat([real.images, fake]), labels)
+            real_scores, fake_scores = scores.chunk(2)
+            return self.critic_loss(active, real, fake, real_scores, fake_scores, 2 * classification)
+        (real_scores, of_real), (fake_scores, of_fake) = (
+            self.judged(images, real.labels) for images in (real.images, fake)
+        )
+        return self.critic_loss(active, real, fake, real_scores, fake_scores, of_real + of_fake)
 
     def generator_objective(self, real: Batch, latents: Tensor) -> tuple[Tensor, Record]:
         """What the generator minimises, and the record of it."""
-        fake = self.fake(latents, real.labels)
-        loss = self.generator_loss(real, fake, self.scorer(real.labels)(fake))
+        labels = self.generator_labels(real)
+        fake = self.fake(latents, labels)
+        scores, classification = self.judged(fake, labels)
+        loss = self.generator_loss(real, fake, scores) + classification
         return loss, (loss.detach(),)
 
+    def judged(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """The critic's scores of images with these labels, and the loss of its auxiliary classifier, if it is asked."""
+        critic = self.scorer(labels)
+        if self.loss.classification is None:
+            return critic(images), 0.0
+        scores, logits = critic.scores_and_logits(images)  # type: ignore[operator]
+        return scores, self.loss.classification(logits, labels)  # type: ignore[arg-type]
+
     def critic_loss(
-        self, active: tuple[str, ...], real: Batch, fake: Tensor, real_scores: Tensor, fake_scores: Tensor
+        self,
+        active: tuple[str, ...],
+        real: Batch,
+        fake: Tensor,
+        real_scores: Tensor,
+        fake_scores: Tensor,
+        classification: Tensor | float,
     ) -> tuple[Tensor, Record]:
         """The critic's loss, and the record of it: loss, penalty, mean real and mean fake score."""
         penalty = self.penalty(active, real, fake)
-        loss = self.loss.objective.critic_loss(real_scores, fake_scores) + penalty
+        loss = self.loss.objective.critic_loss(real_scores, fake_scores) + penalty + classification
         return loss, (loss.detach(), penalty.detach(), real_scores.detach().mean(), fake_scores.detach().mean())
 
     def penalty(self, active: tuple[str, ...], real: Batch, fake: Tensor) -> Tensor:
@@ -309,7 +345,7 @@ class AdversarialModule(LightningModule):
     def generator_loss(
         self, real: Batch, fake: Tensor, fake_scores: Tensor, real_scores: Tensor | None = None
     ) -> Tensor:
-        """The generator's loss; a relativistic one takes real scores, computed here where they are not given."""
+        """The generator's loss over scores; a relativistic one takes real ones, computed here if they are not given."""
         objective, critic = self.loss.objective, self.scorer(real.labels)
         if getattr(objective, "relativistic", False):
             if real_scores is None:

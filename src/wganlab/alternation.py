@@ -41,11 +41,12 @@ class SharedPass(AdversarialModule):
         for earlier in before:
             self.critic_step(earlier, self.critic_latents(earlier), critic_optimizer)
         fake = self.fake(self.critic_latents(real), real.labels)
-        critic = self.scorer(real.labels)
-        real_scores, fake_scores = critic(real.images), critic(fake)
+        (real_scores, of_real), (fake_scores, of_fake) = (
+            self.judged(images, real.labels) for images in (real.images, fake)
+        )
         active = self.loss.active(self.critic_step_count)
-        critic_loss, record = self.critic_loss(active, real, fake, real_scores, fake_scores)
-        generator_loss = self.generator_loss(real, fake, fake_scores, real_scores.detach())
+        critic_loss, record = self.critic_loss(active, real, fake, real_scores, fake_scores, of_real + of_fake)
+        generator_loss = self.generator_loss(real, fake, fake_scores, real_scores.detach()) + of_fake
         generator_gradient = self.gradient("generator", generator_loss, retain_graph=True)
         critic_gradient = self.gradient("critic", critic_loss)
         loss = (generator_loss.detach(),)
@@ -59,6 +60,9 @@ class ReusedLatents(AdversarialModule):
 
     def generator_latents(self, last: Tensor) -> Tensor:
         return last
+
+    def generator_labels(self, real: Batch) -> Tensor | None:
+        return real.labels
 
 
 class FixedGenerator(ReusedLatents):

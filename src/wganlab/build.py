@@ -24,7 +24,6 @@ from wganlab.schema import ConfigError, InvalidValueError, locate
 
 #: How a note on an exception begins that names the config key of the part that raised it.
 RAISED_BY = "raised by the config's "
-NO_LABELS = ": its networks take labels, and the data set has none; choose another of the two"
 
 
 def construct(config: DictConfig, key: str, **extra: Any) -> Any:
@@ -160,7 +159,7 @@ def open_stream(
     config: DictConfig, source: Source, device: torch.device, module: AdversarialModule | None = None
 ) -> BatchStream:
     """Read the data, or get ready to draw them; without a module, not for training."""
-    labelled = module is not None and any(module.conditional.values())
+    labelled = module is not None and module.labelled
     warmup = None if module is None else module.loss.warmup
     options: dict[str, Any] = {
         "device": device,
@@ -175,8 +174,6 @@ def open_stream(
         return EndlessStream(source, **options)
     with naming(config, "dataset"):
         samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
-    if labelled and labels is None:
-        raise ConfigError("model", NO_LABELS)
     kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
     if module is not None:
         check_last_batch(config, module, len(kept), parallel.world_size())
@@ -186,6 +183,7 @@ def open_stream(
             source=source,
             labels=labels if labels is None else labels[kept],
             held_out=samples[held_out],
+            held_out_labels=labels if labels is None else labels[held_out],
             flip=getattr(source, "flip", False),
             drop_last=config.drop_last,
             reshuffle=config.reshuffle,

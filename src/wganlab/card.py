@@ -17,7 +17,7 @@ from wganlab.schema import HYDRA_KEYS, is_node, locate
 def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) -> str:
     """The card in Markdown, of the generator of ``run`` after ``step`` steps; ``config`` is resolved.
 
-    ``facts`` are those of the export: format, checkpoint, images_seen, shape, columns, dtype, parameters,
+    ``facts`` are those of the export: format, checkpoint, images_seen, shape, columns, classes, dtype, parameters,
     difference.
     """
     environment = jinja2.Environment(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wganlab.objectives import FeatureMatching, Objective
+from wganlab.objectives import Classification, FeatureMatching, Objective
 from wganlab.regularizers import Regularizer
 from wganlab.schema import Factory
 
@@ -67,12 +67,16 @@ class Warmup(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Networks:
-    """The keys of conf/model: what builds the two networks, and the latents between them."""
+    """The keys of conf/model: what builds the two networks, and the latents between them.
+
+    ``n_classes`` is how many classes networks that take labels are built for.
+    """
 
     generator: MakeGenerator
     critic: MakeCritic
     latent_dim: PositiveInt
     latent: Latent = "normal"
+    n_classes: PositiveInt | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,12 @@ class Loss:
     warmup: Warmup | None = None
     schedule: Mapping[str, MakeSchedule] | None = None
     feature_matching: FeatureMatching | None = None
+    classification: Classification | None = None
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the generator's loss compares its images with real ones, which then have the same labels."""
+        return getattr(self.objective, "relativistic", False) or self.feature_matching is not None
 
     @property
     def bound(self) -> float:

@@ -73,7 +73,8 @@ def evaluate(
     if weights == "raw":
         module.averaging = None
     wanted = max(2 * n, images)
-    protocol.prepare(stream, real_samples(trained, stream, split, others, wanted), split=split_name(split, others))
+    real, labels = real_samples(trained, stream, split, others, wanted)
+    protocol.prepare(stream, real, labels=labels, split=split_name(split, others))
     scores, fake = score(module, protocol, seed)
     taken = protocol.describe(module.shown_weights)
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
@@ -120,24 +121,26 @@ def split_name(split: str, dataset: Mapping[str, Any]) -> str:
 
 def real_samples(
     trained: DictConfig, stream: BatchStream, split: str, dataset: Mapping[str, Any], wanted: int
-) -> Tensor | None:
-    """Real samples to compare with, as stored, in a random order; None for those that were trained on."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Real samples to compare with, as stored, in a random order, and their labels; None for those of training."""
     if dataset:
         changed = OmegaConf.merge(trained, {"dataset": dict(dataset), "hold_out": 0, "batch_size": 1})
         validate(changed)  # type: ignore[arg-type]
         other = open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))  # type: ignore[arg-type]
-        return other.fixed_samples(wanted)
+        return other.fixed_samples(wanted), other.fixed_labels(wanted)
     if split == "training":
-        return None
+        return None, None
     if stream.held_out is None or not len(stream.held_out):
         raise ConfigError("split", "=held_out: the run has held out no samples (hold_out=0); allowed is training")
-    return stream.held_out[torch.randperm(len(stream.held_out), generator=torch.Generator().manual_seed(0))]
+    rows = torch.randperm(len(stream.held_out), generator=torch.Generator().manual_seed(0))
+    labels = stream.held_out_labels
+    return stream.held_out[rows], labels if labels is None else labels[rows]
 
 
 @torch.no_grad()
 def score(module: AdversarialModule, protocol: Protocol, seed: int) -> tuple[dict[str, float], Tensor]:
     """All scores of a module in evaluation mode, and the samples that it generated."""
-    scores = protocol.scores(partial(module.generate_parts, seed=seed))
+    scores = protocol.scores(partial(module.generate_parts, seed=seed), partial(module.shown_labels, seed=seed))
     real, fake = protocol.real, module.generate(len(protocol.real), seed=seed)
     if fake.dim() == 4 and len(protocol.stream.samples) > 1:
         scores["eval/memorisation"] = memorisation(fake, protocol.stream.samples)

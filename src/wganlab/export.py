@@ -9,7 +9,6 @@ import os
 import runpy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -26,8 +25,9 @@ from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.files import write_json, write_text
+from wganlab.labels import Classes
 from wganlab.runs import Run, read_checkpoint
-from wganlab.sample import columns_in, load_networks
+from wganlab.sample import columns_in, labels_for, load_networks
 from wganlab.schema import ConfigError
 from wganlab.validate import command_settings
 
@@ -36,8 +36,10 @@ SIZES = (1, 2, 7)
 #: How far apart the two may be, relative to values above 1: deep networks in float32 are some 1e-5 from themselves in
 #: float64, and a byte of an image is 8e-3.
 TOLERANCE = 1e-4
-#: Latents (n, latent_dim) -> samples (n, *shape).
-Function = Callable[[Tensor], Tensor]
+#: Latents (n, latent_dim), and labels (n,) where the generator takes them -> samples (n, *shape).
+Function = Callable[..., Tensor]
+#: What they are called, in that order.
+INPUTS = ("latents", "labels")
 
 
 def main(overrides: Sequence[str]) -> None:
@@ -111,13 +113,15 @@ def write_export(
     Raises ConfigError for a generator that cannot be written so, and where that is too far.
     """
     folder.mkdir()
-    draw = partial(
-        sample_latents,
-        latent_dim=trained.model.latent_dim,
-        distribution=trained.model.get("latent", "normal"),
-        dtype=dtype_of(generator.state_dict()),
-        generator=torch.Generator().manual_seed(0),
-    )
+    classes = Classes.restored(saved.get("classes"))
+    random = torch.Generator().manual_seed(0)
+    dtype, latent = dtype_of(generator.state_dict()), trained.model.get("latent", "normal")
+
+    def draw(n: int) -> tuple[Tensor, ...]:
+        latents = sample_latents(n, trained.model.latent_dim, latent, dtype=dtype, generator=random)
+        labels = labels_for(generator, classes, None, n, n)
+        return (latents,) if labels is None else (latents, labels)
+
     notes = {
         "wganlab": wganlab.__version__,
         "step": str(saved["global_step"]),
@@ -140,7 +144,8 @@ def write_export(
     facts |= {
         "columns": columns_in(saved),
         "shape": saved["shape"],
-        "dtype": str(draw(1).dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
+        "classes": None if classes is None else classes.numbers.tolist(),
         "difference": difference,
     }
     parameters = sum(parameter.numel() for parameter in generator.parameters())
@@ -157,14 +162,14 @@ def resolve(run: Run, config: DictConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def compare(generator: nn.Module, written: Function, latents: Tensor) -> float:
-    """Largest absolute difference between two functions of latents. Raises ValueError where it is too large."""
-    expected, actual = generator(latents), written(latents)
+def compare(generator: nn.Module, written: Function, inputs: tuple[Tensor, ...]) -> float:
+    """Largest absolute difference between two functions of inputs. Raises ValueError where it is too large."""
+    expected, actual, n = generator(*inputs), written(*inputs), len(inputs[0])
     if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
-        raise ValueError(f"of {len(latents)} latents it makes {describe(actual)}, and not {describe(expected)}")
+        raise ValueError(f"of {n} latents it makes {describe(actual)}, and not {describe(expected)}")
     difference = (actual - expected).abs().max().item()
     if not torch.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE):
-        raise ValueError(f"what was written differs from it by {difference:.2g} on {len(latents)} latents")
+        raise ValueError(f"what was written differs from it by {difference:.2g} on {n} latents")
     return difference
 
 
@@ -181,13 +186,16 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:200].rstrip(": ")
 
 
-def write_safetensors(generator: nn.Module, latents: Tensor, folder: Path, notes: dict[str, str]) -> Function:
+def write_safetensors(
+    generator: nn.Module, inputs: tuple[Tensor, ...], folder: Path, notes: dict[str, str]
+) -> Function:
     """generator.py, code without wganlab, and generator.safetensors; returns what they are when read back."""
     from safetensors.torch import load_file, save
 
     code, weights = folder / "generator.py", folder / "generator.safetensors"
-    shape = ", ".join(map(str, generator(latents).shape[1:]))
-    says = f"Latents (n, {latents.shape[1]}) -> samples (n, {shape}). README.md says what they are, and how to load it."
+    shape = ", ".join(map(str, generator(*inputs).shape[1:]))
+    takes = f"Latents (n, {inputs[0].shape[1]})" + " and labels (n,)" * (len(inputs) > 1)
+    says = f"{takes} -> samples (n, {shape}). README.md says what they are, and how to load it."
     write_text(code, source(generator, "Generator", says=says))
     # a copy of each: networks lie in memory as convolutions like them, and may share tensors
     state = {
@@ -199,26 +207,31 @@ def write_safetensors(generator: nn.Module, latents: Tensor, folder: Path, notes
     return written
 
 
-def write_onnx(generator: nn.Module, latents: Tensor, folder: Path, notes: dict[str, str]) -> Function:
-    """generator.onnx, from "latents" to "samples" for any size of a batch; returns what it is in onnxruntime."""
+def write_onnx(generator: nn.Module, inputs: tuple[Tensor, ...], folder: Path, notes: dict[str, str]) -> Function:
+    """generator.onnx, from INPUTS to "samples" for any size of a batch; returns what it is in onnxruntime."""
     import onnxruntime
 
     path = folder / "generator.onnx"
     with silence():
         program = torch.onnx.export(
             generator,
-            (latents,),
+            inputs,
             dynamo=True,
-            input_names=["latents"],
+            input_names=[*INPUTS[: len(inputs)]],
             output_names=["samples"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
             verbose=False,
         )
         assert program is not None  # as it is where it writes a file by itself
         program.model.metadata_props.update(notes)
         program.save(path, external_data=False)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda latents: torch.from_numpy(session.run(["samples"], {"latents": latents.numpy()})[0])
+
+    def written(*inputs: Tensor) -> Tensor:
+        named = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=False)}
+        return torch.from_numpy(session.run(["samples"], named)[0])
+
+    return written
 
 
 @contextlib.contextmanager
@@ -239,7 +252,7 @@ class Format(NamedTuple):
     """A way to write a generator down: what it needs, and what writes and reads it."""
 
     packages: tuple[str, ...]
-    write: Callable[[nn.Module, Tensor, Path, dict[str, str]], Function]
+    write: Callable[[nn.Module, tuple[Tensor, ...], Path, dict[str, str]], Function]
 
 
 FORMATS = {

@@ -18,9 +18,10 @@ from wganlab.averaging import Weights
 from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import parse
+from wganlab.labels import Classes
 from wganlab.loggers import own_session
-from wganlab.runs import Run
-from wganlab.sample import draw, load_networks
+from wganlab.runs import Run, read_checkpoint
+from wganlab.sample import draw_parts, labels_for, load_networks
 from wganlab.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -77,9 +78,12 @@ class LoadedRun:
         return self.networks["critic"]
 
     @torch.no_grad()
-    def sample(self, n: int, *, seed: int = 0) -> Tensor:
-        """n samples (n, *shape) in [-1, 1]: those of ``wganlab sample`` with the same seed."""
-        return draw(self.generator, self._config.model, n, torch.Generator().manual_seed(seed))
+    def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
+        """n samples (n, *shape) in [-1, 1]: those of ``wganlab sample`` with the same seed and labels."""
+        saved = read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint")
+        asked = labels_for(self.generator, Classes.restored(saved.get("classes")), labels, n, seed)
+        random = torch.Generator().manual_seed(seed)
+        return torch.cat([*draw_parts(self.generator, self._config.model, n, random, asked)])
 
     @cached_property
     def networks(self) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import cross_entropy, relu, softplus
 
 from wganlab import parallel
 
@@ -144,3 +144,18 @@ class FeatureMatching:
             wanted = critic.features(real).mean(0)  # type: ignore[operator]
         gap = wanted - critic.features(fake).mean(0)  # type: ignore[operator]
         return self.weight * gap.square().sum() + self.score_weight * score_loss
+
+
+class Classification:
+    """weight * E[- log P(class | image)] of an auxiliary classifier, which both networks minimise.
+
+    AC-GAN (Odena et al. 2017, arXiv 1610.09585, equation 3): the critic on real and on generated images, the sum of
+    both; the generator on its own. The critic has ``scores_and_logits``.
+    """
+
+    def __init__(self, *, weight: PositiveFloat = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar, of logits (batch, n_classes) and labels (batch,)."""
+        return self.weight * cross_entropy(logits, labels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wganlab.data import Columns
+from wganlab.labels import rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +27,20 @@ def save_samples(
     real: Tensor | None = None,
     critic: nn.Module | None = None,
     columns: Columns | None = None,
+    labels: Tensor | None = None,
 ) -> None:
     """Write samples as one PNG: images (n, channels, height, width) as a grid, points (n, 2) as a scatter plot, rows
     of a table (n, columns) as histograms.
 
-    Of images, ``real`` and ``critic`` are not used. Raises ValueError for samples of other shapes.
+    Of images, ``real`` and ``critic`` are not used; with ``labels`` (n,) a row holds one class where each has two.
+    Raises ValueError for samples of other shapes.
     """
     if fake.dim() == 4:
-        save_grid(fake[:GRID], path)
+        rows = None if labels is None else rows_of(labels[:GRID].cpu())
+        if rows is None:
+            save_grid(fake[:GRID], path)
+        else:
+            save_grid(fake[rows[0].to(fake.device)], path, columns=rows[1])
     elif columns is not None:
         save_histograms(fake, path, columns=columns, real=real)
     else:

@@ -20,6 +20,8 @@ from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
+from wganlab.data.stream import LABELS
+from wganlab.labels import Classes
 from wganlab.networks.layers import takes_labels
 from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
 from wganlab.runs import Run, read_archive, read_checkpoint
@@ -42,27 +44,32 @@ def sample(
     checkpoint: Literal["last", "best"],
     weights: Weights,
     seed: Seed,
+    labels: Annotated[Sequence[int], Field(min_length=1)] | None = None,
     interpolations: PositiveInt,
     frames: PositiveInt,
     output: str,
 ) -> None:
     """Write ``n`` samples, a picture of them and one of ``interpolations`` paths of ``frames`` samples to ``output``.
 
-    All or nothing. conf/sample.yaml has the same keys. Raises ConfigError for a folder that holds something else.
+    Of a generator that takes labels they are equally many of each of ``labels``, or else of labels that are drawn with
+    the frequencies of its data; labels.csv says which. All or nothing. conf/sample.yaml has the same keys. Raises
+    ConfigError for a folder that holds something else.
     """
     opened, folder = Run.open(run), Path(output)
     trained = trained_config(opened, "draw")
     path = opened.checkpoint(checkpoint)
     (generator,) = load_networks(trained, path, "generator", weights=weights)
-    columns = columns_in(read_checkpoint(path, "checkpoint"))
+    saved = read_checkpoint(path, "checkpoint")
+    columns, classes = columns_in(saved), Classes.restored(saved.get("classes"))
     check_output(folder)
     random = torch.Generator().manual_seed(seed)
+    asked, of_paths = (labels_for(generator, classes, labels, rows, seed) for rows in (n, interpolations))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".sample-", dir=folder.parent) as part:
             new = Path(part, "new")
-            write_samples(draw_parts(generator, trained.model, n, random), new, columns)
-            write_interpolation(generator, trained.model, interpolations, frames, random, new, columns)
+            write_samples(draw_parts(generator, trained.model, n, random, asked), new, columns, asked)
+            write_interpolation(generator, trained.model, interpolations, frames, random, new, columns, of_paths)
             if folder.exists():
                 folder.rename(Path(part, "old"))
             new.rename(folder)
@@ -72,7 +79,7 @@ def sample(
 
 def check_output(output: Path) -> None:
     """Raises ConfigError unless the folder is new or holds samples and nothing else."""
-    ours = {"samples.png", "images", "points.csv", "table.csv", "interpolation.png"}
+    ours = {"samples.png", "images", "points.csv", "table.csv", "interpolation.png", "labels.csv"}
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= ours):
         raise ConfigError("output", f"={output}: exists and holds something else than samples; name a new folder")
 
@@ -111,28 +118,45 @@ def columns_in(checkpoint: Mapping[str, Any]) -> Columns | None:
     return Columns(tuple(names), shift, scale)
 
 
-def draw(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Tensor:
-    """n samples (n, *shape). Raises ConfigError for a generator that takes labels."""
-    return torch.cat([*draw_parts(generator, model, n, random)])
+def labels_for(
+    generator: nn.Module, classes: Classes | None, labels: Sequence[int] | None, n: int, seed: int
+) -> Tensor | None:
+    """Labels (n,) for a generator that takes them: those that are asked for, or drawn with the data's frequencies.
+
+    None for another generator. Raises ConfigError for labels that it cannot have.
+    """
+    if not takes_labels(generator):
+        if labels is not None:
+            raise ConfigError("labels", f"={[*labels]}: the generator of this run takes none")
+        return None
+    if classes is None:
+        raise ConfigError("run", ": its generator takes labels, and its checkpoint has no classes of its data")
+    random = torch.Generator().manual_seed(seed ^ LABELS)
+    return classes.draw(n, random) if labels is None else classes.asked(labels, n)
 
 
-def draw_parts(generator: nn.Module, model: DictConfig, n: int, random: torch.Generator) -> Iterator[Tensor]:
-    """What :func:`draw` returns, in parts of at most GRID samples."""
-    if takes_labels(generator):
-        raise ConfigError(
-            "run", ": its generator takes labels, and none are drawn here; evaluate draws those of its data"
-        )
+def draw_parts(
+    generator: nn.Module, model: DictConfig, n: int, random: torch.Generator, labels: Tensor | None
+) -> Iterator[Tensor]:
+    """n samples (n, *shape), of ``labels`` (n,) where the generator takes them, in parts of at most GRID samples."""
     latents = sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random)
-    for part in latents.split(GRID):
+    for start in range(0, n, GRID):
+        part = slice(start, start + GRID)
         with torch.no_grad():
-            yield generator(part)
+            yield generator(latents[part], *(() if labels is None else (labels[part],)))
 
 
-def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None) -> None:
-    """samples.png of the first samples, and all under images/ or, of points and tables, in points.csv or table.csv."""
+def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None, labels: Tensor | None) -> None:
+    """samples.png of the first samples, and all under images/ or, of points and tables, in points.csv or table.csv.
+
+    ``labels`` (n,) are written beside them in labels.csv, in the same order.
+    """
     for number, part in enumerate(parts):
         if number == 0:
-            save_samples(part, folder / "samples.png", columns=columns)
+            first = labels if labels is None else labels[: len(part)]
+            save_samples(part, folder / "samples.png", columns=columns, labels=first)
+            if labels is not None:
+                np.savetxt(folder / "labels.csv", labels.numpy(), fmt="%d", header="label", comments="")
         if part.dim() == 2:
             write_rows(part, folder, columns, begin=number == 0)
             continue
@@ -159,12 +183,13 @@ def write_interpolation(
     random: torch.Generator,
     folder: Path,
     columns: Columns | None,
+    labels: Tensor | None,
 ) -> None:
-    """interpolation.png of n paths between latents, each of so many frames."""
+    """interpolation.png of n paths between latents, each of so many frames, and of one of ``labels`` (n,)."""
     latent = model.get("latent", "normal")
     ends = [sample_latents(n, model.latent_dim, latent, generator=random) for _ in range(2)]
     latents = interpolate_latents(*ends, frames=frames, spherical=latent == "normal")
-    between = generator(latents.flatten(0, 1))
+    between = generator(latents.flatten(0, 1), *(() if labels is None else (labels.repeat_interleave(frames),)))
     if columns is not None:
         save_paths(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", columns=columns)
     elif between.dim() == 2:

@@ -12,7 +12,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
@@ -69,6 +69,9 @@ class InvalidValueError(ValueError):
         return f"{self.parameter}={self.value}: {self.allowed}"
 
 
+T = TypeVar("T", bound=type)
+
+
 class Factory(Protocol):
     """Marks a protocol whose ``__call__`` wganlab makes with arguments of its own, which no config can set."""
 
@@ -107,6 +110,21 @@ def parameters(target: Callable) -> dict[str, Parameter]:
         for name, parameter in inspect.signature(target).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name != "self"
     }
+
+
+def extends(base: type) -> Callable[[T], T]:
+    """Class decorator: ``**options`` of the constructor are the keyword parameters of ``base``, which it passes on."""
+
+    def extend(target: T) -> T:
+        own, inherited = inspect.signature(target).parameters, inspect.signature(base).parameters
+        merged = {name: one for name, one in own.items() if one.kind != one.VAR_KEYWORD}
+        merged |= {name: one for name, one in inherited.items() if name not in merged}
+        target.__signature__ = inspect.Signature([*merged.values()])  # type: ignore[attr-defined]
+        hints = get_type_hints(base.__init__, include_extras=True)  # type: ignore[misc]
+        target.__init__.__annotations__ = hints | target.__init__.__annotations__  # type: ignore[misc]
+        return target
+
+    return extend
 
 
 @functools.cache

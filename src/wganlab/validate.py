@@ -220,7 +220,7 @@ def check_networks(config: DictConfig, source: Source, devices: int) -> None:
     n = config.batch_size if config.accelerator.get("sync_batchnorm") else config.batch_size // devices
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         module = build_module(config, source)
-        labels = check_labels(module, source, n)
+        labels = check_labels(module, config, source, n)
         try:
             scores = check_shapes(module, config, source, n, labels)
         except ValueError as error:
@@ -269,13 +269,34 @@ def check_second_derivatives(config: DictConfig, source: Source, loss: Loss, n: 
             return
 
 
-def check_labels(module: AdversarialModule, source: Source, n: int) -> Tensor | None:
-    """Labels without storage for networks that take them, else None. Raises ConfigError for data known to lack them."""
-    if not any(module.conditional.values()):
+def check_labels(module: AdversarialModule, config: DictConfig, source: Source, n: int) -> Tensor | None:
+    """Labels without storage for networks that take them, else None.
+
+    Raises ConfigError for data that have none, or more classes than the networks, and for losses that the networks
+    cannot have.
+    """
+    classifies, classified = hasattr(module.critic, "scores_and_logits"), module.loss.classification is not None
+    if classified and not (classifies and module.conditional["generator"]):
+        lacks = "the critic of this model has no classifier" if not classifies else "its generator takes no labels"
+        raise ConfigError("loss.classification", f": {lacks}; allowed are model=acgan_mlp, acgan_dcgan")
+    if classifies and not classified:
+        raise ConfigError(
+            "model.critic", ": has a classifier, which this loss does not train; +loss/classification=own"
+        )
+    if not module.labelled:
         return None
     with torch.device("cpu"):
-        if hasattr(source, "draw") and source.draw(1, torch.Generator().manual_seed(0))[1] is None:
-            raise ConfigError("model", NO_LABELS)
+        if hasattr(source, "draw"):
+            labels = source.draw(1024, torch.Generator().manual_seed(0))[1]
+        else:
+            with naming(config, "dataset"):
+                _, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    if labels is None:
+        raise ConfigError("model", ": its networks take labels, and the data set has none; choose another of the two")
+    built_for = config.model.get("n_classes")
+    if built_for is not None and (largest := int(labels.max())) >= built_for:
+        allowed = f"the classes of this data set go up to {largest}; must be at least {largest + 1}"
+        raise ConfigError("model.n_classes", f"={built_for}: {allowed}")
     return torch.zeros(n, dtype=torch.long, device="meta")
 
 

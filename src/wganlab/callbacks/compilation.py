@@ -86,10 +86,9 @@ GradientsOf = Callable[..., tuple[Gradients, Record]]
 def fixed_batch(module: AdversarialModule, stream: BatchStream, n: int) -> Batch:
     """n real images of the data, always the same, with labels for networks that take them."""
     images = module.scaled(stream.fixed_samples(n))
-    if not any(module.conditional.values()):
-        return Batch(images)
-    assert stream.labels is not None
-    return Batch(images, stream.labels[:n].to(images.device))
+    labels = stream.fixed_labels(n) if module.labelled else None
+    labels = None if labels is None else labels.to(images.device)
+    return Batch(images, labels, drawn=labels)
 
 
 def critic_objectives(module: AdversarialModule) -> list[Key]:

@@ -42,7 +42,7 @@ class CriticDiagnostics(Callback):
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            images, labels, _ = batch[-1]
+            images, labels = batch[-1][:2]
             n = 64 if getattr(module.critic, "samplewise", False) and not self.detailed else len(images)
             self._measure(trainer, module, Batch(module.scaled(images[:n]), None if labels is None else labels[:n]))
         if is_due(trainer, self.histograms_every):

@@ -44,4 +44,4 @@ class Evaluation(Callback):
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: list[Batch], batch_idx: int
     ) -> None:
         if is_due(trainer, self.every):
-            module.observed |= self.protocol.scores(module.generate_parts)
+            module.observed |= self.protocol.scores(module.generate_parts, module.shown_labels)

@@ -16,7 +16,8 @@ class Samples(Callback):
     """samples/step_XXXXXXXX.png: n samples from latents that stay the same at every step and for every method.
 
     Images are shown as a grid; 2-D points beside as many real ones, over contours of the critic's value; rows of a
-    table as a histogram of each column, beside that of as many real ones.
+    table as a histogram of each column, beside that of as many real ones. Of a generator that takes labels, each row of
+    the grid is one class, so that there may be fewer than n.
     """
 
     def __init__(self, *, every: PositiveInt, n: PositiveInt = 64) -> None:
@@ -34,10 +35,13 @@ class Samples(Callback):
 
     def _save(self, trainer: Trainer, module: AdversarialModule) -> None:
         path = Path(trainer.default_root_dir, "samples", f"step_{trainer.global_step:08d}.png")
+        labels = module.classes.in_rows(self.n) if module.conditional["generator"] else None
+        n = self.n if labels is None else len(labels)
         real = module.scaled(trainer.train_dataloader.fixed_samples(self.n))  # type: ignore[union-attr]
         with evaluation_mode(module.critic):
             critic = None if module.conditional["critic"] else module.critic  # no one surface of values
-            save_samples(module.generate(self.n), path, real=real, critic=critic, columns=module.columns)
+            fake = module.generate(n, labels=labels)
+            save_samples(fake, path, real=real, critic=critic, columns=module.columns, labels=labels)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [str(path)], step=trainer.global_step)

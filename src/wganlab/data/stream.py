@@ -11,6 +11,8 @@ from wganlab import parallel
 from wganlab.schema import InvalidValueError
 
 Reshuffle = Literal["epoch", "step"]
+#: Tells the random numbers of drawn labels from those of the order of images.
+LABELS = 1 << 48
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,12 +33,14 @@ def fits(samples: Tensor, device: torch.device) -> bool:
 class Batch(NamedTuple):
     """Real images (batch, *shape), their labels (batch,) and their rows (batch,) in the data set.
 
-    Labels are there only for networks that take them, rows only for a training that asks for them.
+    Labels are there only for networks that take them, rows only for a training that asks for them. ``drawn`` are as
+    many labels with the frequencies of the data, which the generator step takes; the last batch of a step has them.
     """
 
     images: Tensor
     labels: Tensor | None = None
     rows: Tensor | None = None
+    drawn: Tensor | None = None
 
 
 class BatchStream:
@@ -55,7 +59,7 @@ class BatchStream:
     right with probability 1/2, drawn with the order.
 
     For observers it also carries the ``source`` of the data, the ``labels`` of its samples, shape (n,), and samples
-    that were ``held_out`` of it, as stored. Batches hold labels only if ``labelled``, rows only if ``numbered``.
+    that were ``held_out`` of it, as stored, with theirs. Batches hold labels only if ``labelled``, rows only if ``numbered``.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class BatchStream:
         source: Any = None,
         labels: Tensor | None = None,
         held_out: Tensor | None = None,
+        held_out_labels: Tensor | None = None,
         batch_size: int,
         n_critic: int | Callable[[int], int],
         steps: int,
@@ -79,7 +84,8 @@ class BatchStream:
         if len(samples) < batch_size:
             raise InvalidValueError("batch_size", batch_size, f"must be at most the number of samples, {len(samples)}")
         self.numbered, self.reshuffle = numbered, reshuffle
-        self.source, self.labels, self.held_out = source, labels, held_out
+        self.source, self.labels = source, labels
+        self.held_out, self.held_out_labels = held_out, held_out_labels
         self.device = device or samples.device
         self.samples = samples.to(self.device) if fits(samples, self.device) else samples
         self.flip, self._mirrored = flip, torch.empty(0, dtype=torch.bool)
@@ -104,6 +110,7 @@ class BatchStream:
             else:
                 places = [divmod(self.batches + i, self._period) for i in range(n)]
             batches = [self._batch(*place) for place in places]
+            batches[-1] = batches[-1]._replace(drawn=self._drawn(len(self._rows(places[-1][1]))))
             self.step, self.batches = self.step + 1, self.batches + n
             self.images_seen += sum(len(self._rows(position)) for _, position in places)
             yield batches
@@ -125,6 +132,14 @@ class BatchStream:
         labels = None if self._labels is None else self._send(self._labels[rows])
         return Batch(self._send(batch), labels, self._send(rows) if self.numbered else None)
 
+    def _drawn(self, n: int) -> Tensor | None:
+        """Labels of a generator step, or a rank's share of n: from a stream of their own, by seed and step alone."""
+        if self._labels is None:
+            return None
+        random = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) ^ LABELS)
+        rows = torch.randint(len(self._labels), (n,), generator=random)
+        return self._send(self._labels[parallel.shard(rows).to(self._labels.device)])
+
     def _send(self, samples: Tensor) -> Tensor:
         """To the device, without waiting for it."""
         if samples.device == self.device:
@@ -141,6 +156,11 @@ class BatchStream:
         """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
         rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
         return self._send(self.samples[rows.to(self.samples.device)])
+
+    def fixed_labels(self, n: int) -> Tensor | None:
+        """The labels of :meth:`fixed_samples`; None where there are no classes."""
+        rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
+        return None if self.labels is None else self.labels[rows]
 
     def fingerprint(self) -> str:
         """A hash of the data: another one means other data."""
@@ -183,3 +203,6 @@ class EndlessStream(BatchStream):
     def fixed_samples(self, n: int) -> Tensor:
         """n samples, always the same."""
         return self.source.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)
+
+    def fixed_labels(self, n: int) -> Tensor | None:
+        return self.source.draw(n, torch.Generator().manual_seed(0))[1]

@@ -114,6 +114,14 @@ METRICS = {
         "KL over classes (nats)", "KL over classes", "lower", ".3f", False, "features",
         "KL divergence of the samples' classes from those of real images, in nats",
     ),
+    "eval/class_accuracy": Metric(
+        "Accuracy of the requested class", "class accuracy", "higher", ".3f", False, "features",
+        "share of samples that are taken for the class that was asked for",
+    ),
+    "eval/intra_fid": Metric(
+        "FID within classes, mean over them", "FID within classes", "lower", ".4g", False, "features",
+        "Fréchet distance of features within each class, mean over classes",
+    ),
     "eval/memorisation": Metric(
         "Distance to training images / among them", "memorisation", None, ".3f", False, "distances",
         "median distance to the nearest training image, over that of training images to each other",

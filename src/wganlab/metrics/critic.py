@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wganlab.distances import exact
-from wganlab.networks.layers import FeatureCritic
+from wganlab.networks.layers import FeatureCritic, takes_labels
 from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
 from wganlab.regularizers import NORM_LAYERS, gradient_norms
@@ -38,7 +38,9 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
     (out, in * height * width) (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Infinite where a layer has no known
     bound. Exact for a linear critic, far above the truth for deep ones.
     """
-    if isinstance(network, nn.Sequential | FeatureCritic):
+    if isinstance(network, FeatureCritic) and not takes_labels(network):
+        return lipschitz_upper_bound(network.features) * lipschitz_upper_bound(network.head)
+    if isinstance(network, nn.Sequential):
         return math.prod(lipschitz_upper_bound(layer) for layer in network.children())
     if isinstance(network, Block):
         return lipschitz_upper_bound(network.shortcut) + lipschitz_upper_bound(network.residual)

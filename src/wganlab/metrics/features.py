@@ -114,6 +114,23 @@ def class_scores(logits: Tensor, shares: Tensor, *, confident: float = 0.9) -> d
     }
 
 
+def accuracy_of(logits: Tensor, wanted: Tensor) -> float:
+    """Share of images whose likeliest class, of logits (n, classes), is the one that was asked for, (n,)."""
+    return (logits.argmax(1) == wanted).double().mean().item()
+
+
+def intra_frechet_distance(real: Tensor, fake: Tensor, classes: tuple[Tensor, Tensor]) -> float | None:
+    """Mean over classes of :func:`frechet_distance` within each (Miyato and Koyama 2018, arXiv 1802.05637, section 4).
+
+    ``classes`` are those of the real and of the generated images, both (n,). None where fewer than two images of a
+    class are real, or generated, in all classes.
+    """
+    of_real, of_fake = classes
+    pairs = ((real[of_real == number], fake[of_fake == number]) for number in of_real.unique())
+    found = [frechet_distance(*pair) for pair in pairs if min(map(len, pair)) > 1]
+    return sum(found) / len(found) if found else None
+
+
 def nearest(images: Tensor, among: Tensor, *, same: bool = False, block: int = 4096) -> tuple[Tensor, Tensor]:
     """Euclidean distance of each image (n, *shape) to the nearest ``among`` (m, *shape), and which that is: both (n,).
 

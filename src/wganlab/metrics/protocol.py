@@ -61,15 +61,24 @@ class Protocol:
     def __init__(self, *, n: int, images: int, extractor: Extractor | None) -> None:
         self.n, self.images, self.extractor = n, images, extractor
 
-    def prepare(self, stream: BatchStream, real: Tensor | None = None, *, split: str = "training") -> None:
+    def prepare(
+        self,
+        stream: BatchStream,
+        real: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        split: str = "training",
+    ) -> None:
         """Choose the real samples, compute their features, and say which scores are left out for want of samples.
 
-        The real samples are those of the stream, or ``real`` (m, *shape), as stored; ``split`` is their name.
+        The real samples are those of the stream, or ``real`` (m, *shape), as stored, with their ``labels`` (m,);
+        ``split`` is their name.
         Raises ConfigError for data that the extractor refuses, and where they leave it no score at all.
         """
         self.stream, self.split = stream, split
         wanted = max(2 * self.n, self.images if self.extractor else 0)
         stored = stream.fixed_samples(wanted) if real is None else real[:wanted]
+        self.real_labels = stream.fixed_labels(wanted) if real is None else labels
         half = max(1, min(self.n, len(stored) // 2))
         self.real, others = to_unit_range(stored[:half]), to_unit_range(stored[half : 2 * half])
         self.left_out = self.too_few(len(stored))
@@ -90,7 +99,7 @@ class Protocol:
             features.add(self.extractor.features(to_unit_range(part))[0])
         self.real_features = features.rows
         if stream.labels is not None:
-            _, numbers = stream.labels.unique(return_inverse=True)
+            self.classes, numbers = stream.labels.unique(return_inverse=True)
             self.shares = torch.bincount(numbers) / len(numbers)
 
     @property
@@ -106,8 +115,12 @@ class Protocol:
             found |= {name: (r, g) for name, (r, g) in FEATURES_TAKE.items() if there[0] < r or there[1] < g}
         return found
 
-    def scores(self, draw: Callable[[int], Iterable[Tensor]]) -> dict[str, float]:
+    def scores(
+        self, draw: Callable[[int], Iterable[Tensor]], labels: Callable[[int], Tensor | None] = lambda n: None
+    ) -> dict[str, float]:
         """All scores of this protocol by name; ``draw(n)`` generates n samples, in parts of any size.
+
+        ``labels(n)`` are those that were asked for, (n,), or None.
 
         ``eval/emd_real`` is the distance between the real samples and as many other real ones: the score of a perfect
         generator, but not a lower bound, since blurred images score lower. ``eval/emd_debiased`` is the distance less
@@ -117,7 +130,8 @@ class Protocol:
         half = len(self.real)
         samples, features, logits = Rows(2 * half), Rows(self.images), Rows(self.images)
         finite = True
-        for part in draw(max(2 * half, self.images if self.scores_features else 0)):
+        drawn = max(2 * half, self.images if self.scores_features else 0)
+        for part in draw(drawn):
             part = part.float()
             samples.add(part)
             if self.extractor and self.scores_features and features.missing:
@@ -136,6 +150,9 @@ class Protocol:
             found |= mode_scores(few, *modes())
         if self.scores_features:
             found |= self.feature_scores(features.rows, logits.rows) if finite else {"fid": math.nan}
+            asked = labels(drawn)
+            if finite and asked is not None:
+                found |= self.class_scores(features.rows, logits.rows, asked[: self.images].cpu())
         return {f"eval/{name}": value for name, value in found.items()}
 
     def feature_scores(self, features: Tensor, logits: Tensor) -> dict[str, float]:
@@ -154,6 +171,18 @@ class Protocol:
         if "inception_score" in keep:
             found["inception_score"] = of.inception_score(logits)
         return found | (of.class_scores(logits, self.shares) if self.extractor.knows_classes else {})
+
+    def class_scores(self, features: Tensor, logits: Tensor, asked: Tensor) -> dict[str, float]:
+        """Scores of images (n,) of which each was asked to be of a class."""
+        assert self.extractor is not None
+        found: dict[str, float] = {}
+        if self.extractor.knows_classes:
+            found["class_accuracy"] = of.accuracy_of(logits, torch.searchsorted(self.classes, asked))
+        if self.real_labels is not None:
+            real = self.real_labels[: len(self.real_features)].cpu()
+            within = of.intra_frechet_distance(self.real_features, features, (real, asked))
+            found |= {} if within is None else {"intra_fid": within}
+        return found
 
     def describe(self, weights: Weights) -> dict[str, Any]:
         """The protocol, for the record, and which weights of the generator were scored.

@@ -114,9 +114,9 @@ def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
             network.train(training)
 
 
-def takes_labels(network: nn.Module) -> bool:
+def takes_labels(network: nn.Module | Callable) -> bool:
     """Whether a network is conditional: its ``forward`` has a parameter ``labels``."""
-    return "labels" in inspect.signature(network.forward).parameters
+    return "labels" in inspect.signature(getattr(network, "forward", network)).parameters
 
 
 class ImageCritic(nn.Module):
@@ -135,7 +135,12 @@ class ImageCritic(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Those of a critic that has some."""
-        return self.network.features(self.augment(images), **self.given)  # type: ignore[operator]
+        given = self.given if takes_labels(self.network.features) else {}  # type: ignore[arg-type]
+        return self.network.features(self.augment(images), **given)  # type: ignore[operator]
+
+    def scores_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of a critic with an auxiliary classifier."""
+        return self.network.scores_and_logits(self.augment(images))  # type: ignore[operator]
 
     def augment(self, images: Tensor) -> Tensor:
         """The images that the network sees."""
@@ -188,7 +193,7 @@ class FeatureCritic(nn.Module):
 
     def __init__(self, features: nn.Module, dim: int, *, output: Output = "linear", minibatch_kernels: int = 0) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.dim = features, dim
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
         self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
         coupling = (*parallel.BATCH_NORMS, *DROPOUTS, MinibatchDiscrimination)

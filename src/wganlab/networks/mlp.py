@@ -42,7 +42,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         body = perceptron([latent_dim, *hidden], norm, slope, norm_eps)
-        self.layers = nn.Sequential(*body, nn.Linear(hidden[-1], math.prod(shape)), output_layer(output))
+        self.layers: nn.Module = nn.Sequential(*body, nn.Linear(hidden[-1], math.prod(shape)), output_layer(output))
         self.shape = tuple(shape)
         initialise(self, init)
 

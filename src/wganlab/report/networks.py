@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from wganlab.report.compare import select
 from wganlab.report.figures import STYLE, as_text
 from wganlab.runs import Run
 
@@ -52,14 +51,13 @@ def samples_by_epoch(run: Run, epochs: Sequence[int]) -> Figure | None:
         step = min(run.samples, key=lambda step: abs(step * per_step - epoch), default=0)
         if step in run.samples and abs(step * per_step - epoch) <= epoch / 10:
             rows[epoch] = mpl.image.imread(run.samples[step])
-    n = select(run.config, "callbacks.samples.n")
-    if not rows or not isinstance(n, int) or len(run.shape or ()) != 3:
+    if not rows or run.shape is None or len(run.shape) != 3:
         return None
-    columns = round(n**0.5)
+    height, columns = run.shape[1] + 1, max(grid.shape[1] // (run.shape[2] + 1) for grid in rows.values())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(0.8 * columns + 0.8, 0.8 * len(rows)), layout="constrained")
         for axes, (epoch, grid) in zip(np.ravel(figure.subplots(len(rows), 1)), rows.items(), strict=True):
-            axes.imshow(grid[: len(grid) // -(-n // columns)], cmap="gray", interpolation="nearest")
+            axes.imshow(grid[: height + 1], cmap="gray", interpolation="nearest")
             axes.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

@@ -1,0 +1,54 @@
+"""Labels that are asked of a generator, and how images of them lie in a grid."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wganlab.schema import ConfigError
+
+
+class Classes(NamedTuple):
+    """The classes of a data set, ascending, and how many samples each has: both (classes,)."""
+
+    numbers: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "Classes":
+        """Those of labels (n,)."""
+        return cls(*labels.cpu().unique(return_counts=True))
+
+    @classmethod
+    def restored(cls, saved: Any) -> "Classes | None":
+        """Those that a checkpoint holds; None where it holds none."""
+        return None if saved is None else cls(*map(torch.as_tensor, saved))
+
+    def draw(self, n: int, random: torch.Generator) -> Tensor:
+        """Labels (n,), with the data's frequencies."""
+        return self.numbers[torch.multinomial(self.counts.double(), n, replacement=True, generator=random)]
+
+    def asked(self, labels: Sequence[int], n: int) -> Tensor:
+        """Labels (n,): equally many of each that is asked for, side by side. Raises ConfigError for an unknown one."""
+        known = self.numbers.tolist()
+        if unknown := [label for label in labels if label not in known]:
+            shown = f"{known[0]} to {known[-1]}" if known == [*range(known[0], known[-1] + 1)] else f"{known}"
+            raise ConfigError("labels", f"={[*labels]}: the data have no class {unknown[0]}; allowed are {shown}")
+        return torch.tensor([*labels])[torch.arange(n) * len(labels) // n]
+
+    def in_rows(self, n: int) -> Tensor:
+        """Labels of at most n images: a row of each class, where that makes two in a row; else as many as fit."""
+        across = max(1, n // len(self.numbers))
+        return self.numbers[:n].repeat_interleave(across)
+
+
+def rows_of(labels: Tensor) -> tuple[Tensor, int] | None:
+    """Which images (of labels (n,)) make a grid with one row per class, and its width; None for rows of one."""
+    order = labels.argsort(stable=True)
+    counts = labels.unique(return_counts=True)[1]
+    across = int(counts.min())
+    if across < 2:
+        return None
+    starts = counts.cumsum(0) - counts
+    return order[(starts[:, None] + torch.arange(across)).flatten()], across
