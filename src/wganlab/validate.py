@@ -21,7 +21,7 @@ from wganlab.accelerator import Precision, check_machine
 from wganlab.adversarial import AdversarialModule
 from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
-from wganlab.build import NO_LABELS, build_module, check_last_batch, construct, has_batch_norm, naming
+from wganlab.build import build_module, check_last_batch, construct, has_batch_norm, naming, read_once
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import compose_config, composer, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
@@ -280,9 +280,8 @@ def check_labels(module: AdversarialModule, config: DictConfig, source: Source, 
         lacks = "the critic of this model has no classifier" if not classifies else "its generator takes no labels"
         raise ConfigError("loss.classification", f": {lacks}; allowed are model=acgan_mlp, acgan_dcgan")
     if classifies and not classified:
-        raise ConfigError(
-            "model.critic", ": has a classifier, which this loss does not train; +loss/classification=own"
-        )
+        trains = "+loss/classification=auxiliary does, beside any loss"
+        raise ConfigError("model.critic", f": has a classifier, which this loss does not train; {trains}")
     if not module.labelled:
         return None
     with torch.device("cpu"):

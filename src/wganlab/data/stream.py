@@ -59,7 +59,8 @@ class BatchStream:
     right with probability 1/2, drawn with the order.
 
     For observers it also carries the ``source`` of the data, the ``labels`` of its samples, shape (n,), and samples
-    that were ``held_out`` of it, as stored, with theirs. Batches hold labels only if ``labelled``, rows only if ``numbered``.
+    that were ``held_out`` of it, as stored, with theirs. Batches hold labels only if ``labelled``, rows only if
+    ``numbered``.
     """
 
     def __init__(
