@@ -26,7 +26,20 @@ from wganlab.validate import parameters_at, training_config
 NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 #: Every method of conf/loss.
-LOSSES = ["dragan", "gan", "hinge", "lsgan", "r3gan", "rpgan", "sngan", "wgan_clip", "wgan_div", "wgan_gp", "wgan_lp"]
+LOSSES = [
+    "acgan",
+    "dragan",
+    "gan",
+    "hinge",
+    "lsgan",
+    "r3gan",
+    "rpgan",
+    "sngan",
+    "wgan_clip",
+    "wgan_div",
+    "wgan_gp",
+    "wgan_lp",
+]
 
 #: Small budgets that still pass every milestone: rows, samples, evaluations, checkpoints.
 TINY = [

@@ -279,7 +279,8 @@ def test_feature_matching_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ALL_LOSSES)
 def test_golden_trace(loss: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Twenty steps on digits give the stored losses; --write-golden stores new ones, with a reason in the commit."""
-    fit(config(f"loss={loss}", "steps=20", "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
+    model = "acgan_mlp" if loss == "acgan" else "mlp"
+    fit(config(f"loss={loss}", f"model={model}", "steps=20", "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
     header, *lines = (tmp_path / "metrics.csv").read_text().splitlines()
     columns = ("critic/loss", "critic/penalty", "generator/loss")
     rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]

@@ -50,6 +50,9 @@ def losses(folder: Path, *overrides: str) -> list[list[float]]:
         pytest.param(["loss=wgan_lp", *MLP], 20, marks=pytest.mark.slow),
         pytest.param(["loss=dragan", *MLP], 20, marks=pytest.mark.slow),
         pytest.param(["loss=wgan_div", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=wgan_gp", "model=conditional_mlp", *MLP], 20, marks=pytest.mark.slow),
+        pytest.param(["loss=sngan", "model=conditional_dcgan", *DCGAN[1:]], 10, marks=pytest.mark.slow),
+        pytest.param(["loss=acgan", "model=acgan_mlp", *MLP], 20, marks=pytest.mark.slow),
         pytest.param(["loss=hinge", "augmentation=diffaug", "averaging=ema", *MLP], 20, marks=pytest.mark.slow),
     ],
 )

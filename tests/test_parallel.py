@@ -329,6 +329,9 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(precision: str, on_t
     [
         ["loss=dragan", "loss/objective=relativistic_average", "augmentation=diffaug", "averaging=ema"],
         ["loss=sngan", "loss/schedule=cosine", "loss/warmup=paper", "loss.warmup.n=7"],
+        ["loss=acgan", "model=acgan_dcgan", "model.generator.n_filters=8", "model.critic.n_filters=4"],
+        ["loss=r3gan", "model=conditional_mlp"],
+        ["loss=wgan_gp", "model=conditional_dcgan", "model.generator.n_filters=8", "model.critic.n_filters=4"],
     ],
 )
 def test_two_ranks_train_any_method_as_one_process_does(method: list[str], tmp_path: Path) -> None:

@@ -257,15 +257,26 @@ class ZeroCentredPenalty(SlopePenalty):
         return norms.pow(self.power)
 
 
-#: The layers whose weights are matrices, of which spectral norm divides by the largest singular value.
-MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: The layers whose weights are matrices, of which spectral norm divides by the largest singular value; an embedding is
+#: one over indicators of classes, and is divided in the programs of conditional SNGANs.
+MATRIX_LAYERS = (
+    nn.Linear,
+    nn.Embedding,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 
 class SpectralNorm(Regularizer):
-    """W / sigma(W) in every linear and convolutional layer (SNGAN, Miyato et al. 2018, arXiv 1802.05957, Algorithm 1).
+    """W / sigma(W) in every linear, convolutional and embedding layer (SNGAN, Miyato et al. 2018, arXiv 1802.05957).
 
-    The largest singular value sigma is that of the kernel as a matrix of (out, in * height * width). Its estimate moves
-    by ``n_power_iterations`` in every pass of a critic in training mode, and is part of the checkpoint.
+    Algorithm 1 of the paper. The largest singular value sigma is that of the kernel as a matrix of
+    (out, in * height * width). Its estimate moves by ``n_power_iterations`` in every pass of a critic in training mode,
+    and is part of the checkpoint.
     """
 
     def __init__(self, *, n_power_iterations: PositiveInt = 1) -> None:

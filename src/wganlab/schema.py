@@ -142,7 +142,8 @@ def describe(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(describe(option) for option in schema["anyOf"]))
+        options = dict.fromkeys(describe(option) for option in schema["anyOf"])
+        return (", or " if any(option.startswith("a list") for option in options) else " or ").join(options)
     if schema.get("type") == "array":
         items = schema.get("prefixItems")
         if items:

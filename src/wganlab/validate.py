@@ -1,6 +1,7 @@
 """What is refused before anything runs: unknown keys, wrong values, and parts that do not fit together.
 
-Nothing here changes the process: no data are read, no folder is made, no setting of torch is touched.
+Nothing here changes the process: no folder is made, no setting of torch is touched. No data are read, but those whose
+labels a network is to take.
 """
 
 import re
