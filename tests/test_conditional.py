@@ -104,7 +104,7 @@ def test_labels_are_drawn_with_the_frequencies_of_the_data_from_a_stream_of_thei
     options: dict[str, Any] = {"labels": labels, "batch_size": 20, "n_critic": 2, "steps": 400, "seed": 3}
     batches = [*BatchStream(torch.zeros(40, 1, 2, 2), labelled=True, **options)]
     assert all(step[0].drawn is None for step in batches)
-    drawn = torch.stack([step[-1].drawn for step in batches])  # type: ignore[misc]
+    drawn = torch.stack([step[-1].drawn for step in batches])
     assert set(drawn.unique().tolist()) == {0, 4}
     assert (drawn == 4).double().mean().item() == pytest.approx(1 / 4, abs=4 * (3 / 16 / drawn.numel()) ** 0.5)
     assert len({tuple(row) for row in drawn.tolist()}) > 390

@@ -103,6 +103,16 @@ def batch_rand(n: int, *shape: int, device: torch.device) -> Tensor:
     return shard(torch.rand(n * world_size(), *shape, device=device))
 
 
+def batch_rand_like(x: Tensor) -> Tensor:
+    """U[0, 1) numbers for the values of this rank's batch: its rows of those that one process would draw for all.
+
+    They lie in memory as x does, since that is the order in which they are drawn; in fp32, since bf16 numbers are too
+    coarse for a probability.
+    """
+    whole = x if world_size() == 1 else torch.cat([x.detach()] * world_size())
+    return shard(torch.rand_like(whole, dtype=torch.float32))
+
+
 #: The layers that take statistics over a batch.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -157,9 +157,7 @@ class Dropout(nn.Dropout):
         alone = parallel.world_size() == 1
         if not (self.training and 0 < self.p < 1) or (alone and x.device.type != "cpu"):
             return super().forward(x)
-        # in fp32, since bf16 numbers are too coarse for a probability
-        uniform = torch.rand_like(x, dtype=torch.float32) if alone else parallel.batch_rand(*x.shape, device=x.device)
-        kept = uniform >= self.p
+        kept = parallel.batch_rand_like(x) >= self.p
         return x * kept.to(x.dtype).div_(1 - self.p)
 
 
