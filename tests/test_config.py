@@ -21,6 +21,7 @@ CHOICES = sorted(
 #: The data that a model is for, where digits do not fit.
 FITTING = {
     "parallel_line": ["dataset=parallel_line"],
+    "r3gan": ["dataset.size=8", "model.generator.widths=[16,16]", "model.critic.widths=[16,16]"],
     "random_architecture": ["dataset.size=32", "model.generator.width=0.1"],
 }
 #: Trains the second head of a critic that has one, beside any loss.
@@ -64,6 +65,10 @@ def test_every_model_trains_with_every_loss(model: str, loss: str, tmp_path: Pat
     if loss == "acgan" and not classifies:
         with pytest.raises(ConfigError, match=r"^loss.classification: the critic of this model has no classifier"):
             validate(config(f"model={model}", f"loss={loss}", *FITTING.get(model, ["dataset.size=32"])))
+        return
+    if (model, loss) == ("r3gan", "sngan"):
+        with pytest.raises(ConfigError, match=r"^loss.regularizer.spectral_norm.* begin at zero"):
+            validate(config(f"model={model}", f"loss={loss}", *FITTING[model]))
         return
     small = (
         FITTING.get(model, [])

@@ -44,6 +44,9 @@ RUNS = {
     "mlp": choose("digits", "mlp", model=DENSE, dataset={"size": 8}),
     "dcgan": choose("digits", "dcgan", model=small(padding="tensorflow"), dataset={"size": 8}),
     "resnet": choose("digits", "resnet", model=small(n_blocks=2), dataset={"size": 8}),
+    "r3gan": choose(
+        "digits", "r3gan", model={"generator": {"widths": [16, 8]}, "critic": {"widths": [8, 8]}}, dataset={"size": 8}
+    ),
     "upsample_dcgan": choose("digits", "upsample_dcgan", model=small(), dataset={"size": 8}),
     "toy_mlp": choose("gaussians8", "toy_mlp", model=DENSE),
     "drawn": choose(
@@ -191,7 +194,7 @@ def test_safetensors_load_without_wganlab(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [["resnet", "toy_mlp"], pytest.param(["mlp", "dcgan", "upsample_dcgan", "drawn"], marks=pytest.mark.slow)],
+    [["resnet", "r3gan", "toy_mlp"], pytest.param(["mlp", "dcgan", "upsample_dcgan", "drawn"], marks=pytest.mark.slow)],
     ids=" ".join,
 )
 def test_onnx_equals_torch(names: list[str], runs: Path, tmp_path: Path) -> None:

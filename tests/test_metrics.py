@@ -23,6 +23,7 @@ from wganlab.metrics.protocol import Protocol
 from wganlab.networks.dcgan import Critic as ConvolutionalCritic
 from wganlab.networks.layers import FeatureCritic
 from wganlab.networks.mlp import Critic
+from wganlab.networks.r3gan import Critic as ModernCritic
 from wganlab.networks.resnet import Critic as ResidualCritic
 from wganlab.objectives import Wasserstein
 from wganlab.schema import ConfigError
@@ -149,6 +150,8 @@ CRITICS: dict[str, tuple[FeatureCritic, tuple[int, ...]]] = {
     "batch norm, tanh": (Critic(shape=(1, 8, 8), hidden=(16, 16), norm="batch", output="tanh"), (1, 8, 8)),
     "convolutions": (ConvolutionalCritic(shape=(1, 28, 28), n_filters=4), (1, 28, 28)),
     "residual": (ResidualCritic(shape=(3, 16, 16), n_filters=4), (3, 16, 16)),
+    "sum over pixels": (ResidualCritic(shape=(3, 16, 16), n_filters=4, pooling="sum"), (3, 16, 16)),
+    "groups": (ModernCritic(shape=(3, 16, 16), widths=(8, 8), group_width=4), (3, 16, 16)),
 }
 
 
@@ -163,8 +166,10 @@ def test_the_lower_bound_is_below_the_upper(name: str) -> None:
 
 def test_the_bound_of_a_convolution_is_above_its_operator_norm() -> None:
     torch.manual_seed(0)
-    for stride, padding in ((1, 1), (2, 1), (1, 0)):
-        layer = nn.Conv2d(2, 3, 3, stride=stride, padding=padding, bias=False)
+    layers: list[nn.Module] = [nn.AvgPool2d(2), nn.AvgPool2d(2, stride=1), nn.AvgPool2d(3, divisor_override=1)]
+    layers += [nn.Conv2d(2, 3, 3, stride=s, padding=p, bias=False) for s, p in ((1, 1), (2, 1), (1, 0))]
+    layers += [nn.Conv2d(2, 4, 3, groups=2, bias=False)]
+    for layer in layers:
         dense = torch.autograd.functional.jacobian(lambda x: layer(x).flatten(), torch.zeros(1, 2, 6, 6))  # noqa: B023
         exact = torch.linalg.matrix_norm(dense.flatten(1), ord=2).item()
         assert exact <= of_critic.lipschitz_upper_bound(layer) <= 3 * exact

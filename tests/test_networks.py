@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.conftest import config
 from wganlab.build import construct
-from wganlab.networks import dcgan, mlp, random_architecture, resnet, upsample_dcgan
+from wganlab.networks import dcgan, mlp, r3gan, random_architecture, resnet, upsample_dcgan
 from wganlab.networks.layers import Dropout, MinibatchDiscrimination, Padding, doubling, halving
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 48, 64)]
@@ -121,6 +121,76 @@ def test_resnet_is_the_papers() -> None:
     assert len(layers(critic, resnet.Block)) == 4
     assert critic.features[3](critic.features[:3](torch.randn(1, 3, 32, 32))).shape == (1, 128, 8, 8)  # type: ignore[index]
     assert not layers(critic, (nn.BatchNorm1d, nn.BatchNorm2d))
+
+
+def test_sngan_resnet_is_the_papers() -> None:
+    """Table 4 at 32x32: 256 maps and three doublings from 4x4, against 128 maps, summed over 8x8."""
+    settings = config("model=sngan_resnet")
+    generator = construct(settings, "model.generator", latent_dim=128, shape=(3, 32, 32))
+    critic = construct(settings, "model.critic", shape=(3, 32, 32))
+    assert size(generator)[0] == 4_276_739
+    assert size(critic)[0] == 1_053_825
+    maps = nn.Sequential(*critic.features[:5])(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(critic.features[5:](maps), maps.sum((2, 3)))
+    for network in (generator, critic):
+        for block in layers(network, resnet.Block):
+            for layer in layers(block.residual, nn.Conv2d):
+                outputs, inputs = layer.weight.shape[:2]
+                bound = math.sqrt(2 * 6 / (9 * (inputs + outputs)))
+                assert 0.98 * bound < layer.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("widths", "shape", "of_generator", "of_critic"),
+    [([768] * 4, (3, 32, 32), 20_732_160, 20_683_776), ([768] * 4 + [384], (3, 64, 64), 22_429_824, 22_381_440)],
+)
+def test_r3gan_has_the_parameters_of_the_papers_program(
+    widths: list[int], shape: tuple[int, ...], of_generator: int, of_critic: int
+) -> None:
+    """Of its presets CIFAR10 and FFHQ-64, latent 64."""
+    with torch.device("meta"):
+        assert size(r3gan.Generator(latent_dim=64, shape=shape, widths=widths))[0] == of_generator
+        assert size(r3gan.Critic(shape=shape, widths=widths[::-1]))[0] == of_critic
+
+
+def test_r3gan_begins_as_a_linear_map_with_kernels_of_known_scale() -> None:
+    """Blocks begin as the identity; their first layers have sd gain * n_blocks^(-1/4) / sqrt(inputs of a unit)."""
+    generator = r3gan.Generator(latent_dim=8, shape=(3, 32, 32), widths=(64, 64, 32), n_blocks=2)
+    one, other = torch.randn(2, 4, 8)
+    torch.testing.assert_close(generator(one + other), generator(one) + generator(other), rtol=1e-4, atol=1e-4)
+    assert generator.layers[0](one).shape == (4, 64, 8, 8)
+    for block in layers(generator, r3gan.Block):
+        first, _, second, _, last = block.residual
+        for layer in (first, second):
+            sd = (2 / 1.04) ** 0.5 * 6**-0.25 / layer.weight[0].numel() ** 0.5
+            assert layer.weight.std().item() == pytest.approx(sd, rel=0.05)
+        assert second.weight.shape[1] == 16, "the width of a group"
+        assert not last.weight.any()
+
+
+def test_r3gan_resamples_by_its_filter() -> None:
+    """[1, 3, 3, 1] with zeros around the image: the critic's way down is a quarter of the generator's transposed."""
+    up, down = (nn.Sequential(*make(1, 1)) for make in (r3gan.doubled, r3gan.halved))
+    kernel = torch.outer(line := torch.tensor([1.0, 3, 3, 1]), line)[None, None]
+    images, maps = torch.randn(2, 1, 6, 4), torch.randn(2, 1, 12, 8)
+    expected = nn.functional.conv_transpose2d(images, kernel / 16, stride=2, padding=1)
+    torch.testing.assert_close(up(images), expected)
+    torch.testing.assert_close(down(maps), nn.functional.conv2d(maps, kernel / 64, stride=2, padding=1))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_r3gan_makes_and_scores_every_shape(shape: tuple[int, ...]) -> None:
+    settings = config("model=r3gan")
+    generator = construct(settings, "model.generator", latent_dim=64, shape=shape)
+    critic = construct(settings, "model.critic", shape=shape)
+    images = generator(torch.randn(2, 64))
+    assert images.shape == (2, *shape)
+    assert critic(images).shape == (2,)
+    assert size(generator)[0] < 500_000
+    with pytest.raises(ValueError, match=r"widths=\[8, 8, 8, 8, 8, 8, 8, 8\]: cannot make images of"):
+        r3gan.Generator(latent_dim=2, shape=shape, widths=[8] * 8)
+    with pytest.raises(ValueError, match=r"group_width=16: must divide 2 times each width, and 24 is no multiple"):
+        r3gan.Critic(shape=shape, widths=[12])
 
 
 def test_toy_mlp_is_the_papers() -> None:

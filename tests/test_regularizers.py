@@ -254,13 +254,29 @@ def test_spectral_norm_divides_by_the_largest_singular_value() -> None:
         assert torch.allclose(layer.weight, before / sigma, atol=1e-5)
 
 
-def test_batch_norm_beside_spectral_norm_is_allowed_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    SpectralNorm().prepare(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-    assert capsys.readouterr().out.count("note: the critic's batch norm undoes the bound of spectral norm") == 1
-    SpectralNorm().prepare(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
-    with torch.device("meta"):  # as it is tried before training
-        SpectralNorm().prepare(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-    assert capsys.readouterr().out == ""
+def test_batch_norm_beside_spectral_norm_is_allowed_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before training, and not where a trained critic is loaded."""
+    words = ["loss=sngan", "steps=1", "callbacks=none", "logger=csv", "dataset.size=8", "model.critic.hidden=[8,8]"]
+    for norm, times in (("batch", 1), ("layer", 0)):
+        (tmp_path / norm).mkdir()
+        settings = config(*words, f"model.critic.norm={norm}")
+        validate(settings)
+        fit(settings, tmp_path / norm)
+        out = capsys.readouterr().out
+        assert out.count("note: the critic's batch norm undoes the bound of spectral norm") == times
+
+
+def test_spectral_norm_of_a_layer_that_begins_at_zero_is_one_line() -> None:
+    settings = config("loss=sngan", "model=r3gan", "dataset.size=8", "model.critic.widths=[16,16]",
+                      "model.generator.widths=[16,16]")  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        validate(settings)
+    assert str(error.value).startswith(
+        "loss.regularizer.spectral_norm._target_=wganlab.regularizers.SpectralNorm: divides weights by their norm, and "
+        "those of the critic's layer features.1.residual.4 begin at zero; choose another loss/regularizer, or"
+    )
 
 
 def test_clipping_of_the_scales_of_norms_is_a_choice() -> None:

@@ -58,6 +58,10 @@ class Regularizer:
         """The critic that is trained, once, before training; a reparametrization returns another, or changes this."""
         return critic
 
+    def note(self, critic: nn.Module) -> str | None:
+        """What a user is to know of it beside this critic, in one line, before training."""
+        return None
+
     def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar added to the critic's loss; ``real`` and ``fake`` are batches of one shape, without gradients.
 
@@ -283,13 +287,17 @@ class SpectralNorm(Regularizer):
         self.n_power_iterations = n_power_iterations
 
     def prepare(self, critic: nn.Module) -> nn.Module:
-        """Put the norm on all layers of the critic, in place. Batch norm beside it gets a line: it undoes the bound."""
-        for module in [*critic.modules()]:
+        """Put the norm on all layers of the critic, in place. Raises ValueError for a layer that begins at zero."""
+        for name, module in [*critic.named_modules()]:
             if isinstance(module, MATRIX_LAYERS):
+                if not (module.weight.is_meta or module.weight.any()):
+                    divides = f"divides weights by their norm, and those of the critic's layer {name} begin at zero; "
+                    allowed = "choose another loss/regularizer, or another critic"
+                    raise InvalidValueError("_target_", "wganlab.regularizers.SpectralNorm", divides + allowed)
                 spectral_norm(module, n_power_iterations=self.n_power_iterations)
-        tried = any(parameter.is_meta for parameter in critic.parameters())
-        if not tried and parallel.is_rank_zero() and any(isinstance(m, parallel.BATCH_NORMS) for m in critic.modules()):
-            print(
-                "note: the critic's batch norm undoes the bound of spectral norm; model.critic.norm=none leaves it out"
-            )
         return critic
+
+    def note(self, critic: nn.Module) -> str | None:
+        if not any(isinstance(module, parallel.BATCH_NORMS) for module in critic.modules()):
+            return None
+        return "the critic's batch norm undoes the bound of spectral norm; model.critic.norm=none leaves it out"

@@ -147,7 +147,7 @@ def check_continuation(saved: Mapping[str, Any] | None, fingerprint: str) -> Non
 
 
 def print_overview(config: DictConfig, module: AdversarialModule, stream: BatchStream, trainer: pl.Trainer) -> None:
-    """One line that says what is about to be trained."""
+    """One line that says what is about to be trained, and one for each note of a regularizer."""
     generator, critic = (count_parameters(net) / 1e6 for net in (module.generator, module.critic))
     n = "endless" if stream.batches_per_epoch is None else f"{len(stream.samples):,}"
     samples = f"{n} samples of {'x'.join(map(str, module.shape))}"
@@ -157,6 +157,8 @@ def print_overview(config: DictConfig, module: AdversarialModule, stream: BatchS
         f"critic {critic:.2f} M parameters, on {trainer.strategy.root_device}",
         flush=True,
     )
+    for note in filter(None, (part.note(module.critic) for part in module.loss.regularizer.values())):
+        print(f"note: {note}", flush=True)
 
 
 def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) -> dict[str, Any]:

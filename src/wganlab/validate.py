@@ -22,7 +22,7 @@ from wganlab.accelerator import Precision, check_machine
 from wganlab.adversarial import AdversarialModule
 from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
-from wganlab.build import build_module, check_last_batch, construct, has_batch_norm, naming, read_once
+from wganlab.build import build_critic, build_module, check_last_batch, construct, has_batch_norm, naming, read_once
 from wganlab.callbacks.compilation import Compile
 from wganlab.config import compose_config, composer, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
@@ -230,6 +230,9 @@ def check_networks(config: DictConfig, source: Source, devices: int) -> None:
             raise
         if scores is not None:
             check_losses(module, config, scores)
+    if any(type(part).prepare is not Regularizer.prepare for part in module.loss.regularizer.values()):
+        with torch.random.fork_rng(devices=[]):
+            build_critic(config, source.shape, module.loss)  # what becomes of weights shows on real ones
     check_second_derivatives(config, source, module.loss, n)
     length = size(source)
     if module.numbers_samples and length is None:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from wganlab.distances import exact
+from wganlab.networks import r3gan
 from wganlab.networks.layers import FeatureCritic, takes_labels
 from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
 from wganlab.regularizers import NORM_LAYERS, gradient_norms
 
 #: Layers with a Lipschitz constant of at most 1.
-CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d, nn.AdaptiveAvgPool2d)
 
 
 def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
@@ -35,8 +36,8 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
     """An upper bound of the Lipschitz constant in evaluation mode: the product of the layers' spectral norms.
 
     The spectral norm of a convolution is bounded by sqrt(patches per pixel) times that of its kernels as one matrix
-    (out, in * height * width) (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Infinite where a layer has no known
-    bound. Exact for a linear critic, far above the truth for deep ones.
+    (out, in * height * width) for each group (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Infinite where a
+    layer has no known bound. Exact for a linear critic, far above the truth for deep ones.
     """
     if isinstance(network, FeatureCritic) and not takes_labels(network):
         return lipschitz_upper_bound(network.features) * lipschitz_upper_bound(network.head)
@@ -44,19 +45,33 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
         return math.prod(lipschitz_upper_bound(layer) for layer in network.children())
     if isinstance(network, Block):
         return lipschitz_upper_bound(network.shortcut) + lipschitz_upper_bound(network.residual)
+    if isinstance(network, r3gan.Block):
+        return 1 + lipschitz_upper_bound(network.residual)
     if isinstance(network, CONTRACTIONS):
         return 1.0
     if isinstance(network, nn.LeakyReLU):
         return max(1.0, network.negative_slope)
     if isinstance(network, nn.Linear):
         return torch.linalg.matrix_norm(exact(network.weight.detach()), ord=2).item()
-    if isinstance(network, nn.Conv2d) and network.groups == 1 and network.dilation == (1, 1):
-        pairs = zip(network.kernel_size, network.stride, strict=True)
-        patches = math.prod(math.ceil(size / stride) for size, stride in pairs)
-        return math.sqrt(patches) * torch.linalg.matrix_norm(exact(network.weight.detach()).flatten(1), ord=2).item()
+    if isinstance(network, nn.Conv2d) and network.dilation == (1, 1):
+        kernels = exact(network.weight.detach()).flatten(1).unflatten(0, (network.groups, -1))
+        return math.sqrt(patches(network)) * torch.linalg.matrix_norm(kernels, ord=2).max().item()
+    if isinstance(network, nn.AvgPool2d):
+        pixels = math.prod(_pair(network.kernel_size))
+        return math.sqrt(patches(network) * pixels) / (network.divisor_override or pixels)
     if isinstance(network, NORM_LAYERS):
         return norm_bound(network)
     return math.inf
+
+
+def patches(layer: nn.Conv2d | nn.AvgPool2d) -> int:
+    """How many of a layer's kernels may lie over one pixel."""
+    pairs = zip(_pair(layer.kernel_size), _pair(layer.stride), strict=True)
+    return math.prod(math.ceil(size / stride) for size, stride in pairs)
+
+
+def _pair(sides: int | tuple[int, ...]) -> tuple[int, ...]:
+    return sides if isinstance(sides, tuple) else (sides, sides)
 
 
 def norm_bound(layer: nn.Module) -> float:

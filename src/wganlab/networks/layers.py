@@ -1,11 +1,12 @@
 """Building blocks shared by the networks."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from wganlab import parallel
@@ -13,6 +14,8 @@ from wganlab.schema import InvalidValueError
 
 #: The layers that draw which values to keep.
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+#: Of the layers of a network, in their order.
+Widths = Annotated[Sequence[PositiveInt], Field(min_length=1)]
 Norm = Literal["batch", "layer", "instance", "none"]
 Init = Literal["torch", "glorot", "he"]
 Output = Literal["tanh", "linear"]
@@ -189,11 +192,19 @@ class FeatureCritic(nn.Module):
     norm and minibatch discrimination couple the images of a batch, and dropout would draw other masks.
     """
 
-    def __init__(self, features: nn.Module, dim: int, *, output: Output = "linear", minibatch_kernels: int = 0) -> None:
+    def __init__(
+        self,
+        features: nn.Module,
+        dim: int,
+        *,
+        output: Output = "linear",
+        minibatch_kernels: int = 0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.features, self.dim = features, dim
         layers: list[nn.Module] = [MinibatchDiscrimination(dim, kernels=minibatch_kernels)] if minibatch_kernels else []
-        self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1), output_layer(output))
+        self.head = nn.Sequential(*layers, nn.Linear(dim + minibatch_kernels, 1, bias=bias), output_layer(output))
         coupling = (*parallel.BATCH_NORMS, *DROPOUTS, MinibatchDiscrimination)
         self.samplewise = not any(isinstance(module, coupling) for module in self.modules())
 

@@ -3,14 +3,11 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import FeatureCritic, Init, Norm, Output, initialise, norm_layer, output_layer
-
-Widths = Annotated[Sequence[PositiveInt], Field(min_length=1)]
+from wganlab.networks.layers import FeatureCritic, Init, Norm, Output, Widths, initialise, norm_layer, output_layer
 
 
 def perceptron(widths: Sequence[int], norm: Norm, slope: float, eps: float = 1e-5) -> list[nn.Module]:

@@ -1,13 +1,18 @@
-"""Residual pair after the CIFAR-10 networks of WGAN-GP (arXiv 1704.00028, appendix F, unsupervised)."""
+"""Residual pair after the CIFAR-10 networks of WGAN-GP (arXiv 1704.00028, appendix F, unsupervised).
+
+SNGAN's (Miyato et al. 2018, arXiv 1802.05957, table 4) are the same but for widths, the critic's sum over pixels, and
+the scale of the kernels.
+"""
 
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from wganlab.networks.layers import FeatureCritic, Norm, Output, initial_size, initialise, norm_layer
+from wganlab.networks.layers import FeatureCritic, Init, Norm, Output, initial_size, initialise, norm_layer
 
 Resample = Literal["up", "down", "none"]
+Pooling = Literal["mean", "sum"]
 
 
 def convolution(before: int, after: int, size: int, resample: Resample = "none") -> nn.Module:
@@ -46,6 +51,15 @@ class Block(nn.Module):
         return self.shortcut(images) + self.residual(images)
 
 
+def initialise_blocks(network: nn.Module, scheme: Init) -> None:
+    """:func:`initialise`; "glorot" as in SNGAN's program, with the residual layers of a block larger by sqrt(2)."""
+    initialise(network, scheme)
+    if scheme == "glorot":
+        for block in (module for module in network.modules() if isinstance(module, Block)):
+            for layer in (module for module in block.residual.modules() if isinstance(module, nn.Conv2d)):
+                layer.weight.data.mul_(2**0.5)
+
+
 class Generator(nn.Module):
     """Dense to n_filters maps, n_blocks residual blocks that double the size, norm, ReLU, 3x3 layer, tanh."""
 
@@ -57,6 +71,7 @@ class Generator(nn.Module):
         n_filters: PositiveInt = 128,
         n_blocks: PositiveInt = 3,
         norm: Norm = "batch",
+        init: Init = "he",
     ) -> None:
         super().__init__()
         height, width = initial_size(shape, n_blocks)
@@ -69,14 +84,14 @@ class Generator(nn.Module):
             nn.Conv2d(n_filters, shape[0], 3, padding=1),
             nn.Tanh(),
         )
-        initialise(self, "he")
+        initialise_blocks(self, init)
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.layers(latents)
 
 
 class Critic(FeatureCritic):
-    """Two residual blocks that halve the size, two that keep it, ReLU, mean over pixels, dense layer to the score."""
+    """Two residual blocks that halve the size, two that keep it, ReLU, ``pooling`` over pixels, dense layer."""
 
     def __init__(
         self,
@@ -84,18 +99,20 @@ class Critic(FeatureCritic):
         shape: tuple[int, ...],
         n_filters: PositiveInt = 128,
         norm: Norm = "none",
+        pooling: Pooling = "mean",
+        init: Init = "he",
         output: Output = "linear",
         minibatch_kernels: NonNegativeInt = 0,
     ) -> None:
-        initial_size(shape, 2)
+        size = initial_size(shape, 2)
         features = nn.Sequential(
             Block(shape[0], n_filters, norm=norm, resample="down", first=True),
             Block(n_filters, n_filters, norm=norm, resample="down"),
             Block(n_filters, n_filters, norm=norm),
             Block(n_filters, n_filters, norm=norm),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
+            nn.AdaptiveAvgPool2d(1) if pooling == "mean" else nn.AvgPool2d(size, divisor_override=1),
             nn.Flatten(),
         )
         super().__init__(features, n_filters, output=output, minibatch_kernels=minibatch_kernels)
-        initialise(self, "he")
+        initialise_blocks(self, init)
