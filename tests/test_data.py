@@ -15,6 +15,7 @@ from tests.conftest import images
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import FILES, IMAGES, MNIST, FashionMNIST
+from wganlab.data.stacked import Stacked
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.schema import InvalidValueError
 
@@ -230,3 +231,22 @@ def test_batches_are_sent_where_the_samples_are_not() -> None:
     stream.samples = samples  # as on a GPU that is too small for them
     assert {(batch.images.device.type, batch.images.shape) for step in stream for batch in step} == {("meta", (4, 2))}
     assert stream.fixed_samples(5).device.type == "meta"
+
+
+def test_stacks_have_every_mode_equally_often() -> None:
+    """Each channel is an image of the digit that its place of the mode says."""
+    base = Digits(size=8)
+    stacked = Stacked(base=base, n=2000)
+    images, modes = stacked.load(), stacked.labels()
+    assert images.shape == (len(stacked), *stacked.shape) == (2000, 3, 8, 8)
+    assert torch.bincount(modes).tolist() == [2] * 1000
+    digit = {image.tobytes(): int(label) for image, label in zip(base.load().numpy(), base.labels(), strict=True)}
+    for channel, place in enumerate((100, 10, 1)):
+        found = [digit[image.tobytes()] for image in images[:, channel : channel + 1].numpy()]
+        assert found == (modes // place % 10).tolist()
+    assert torch.equal(Stacked(base=base, n=2000).load(), images)
+    assert len(images.flatten(1).unique(dim=0)) > 1990
+    with pytest.raises(ValueError, match="n=1500: must be a multiple of the 1,000 modes"):
+        Stacked(base=base, n=1500).load()
+    with pytest.raises(ValueError, match="base=Stacked: must be a data set of grey images"):
+        Stacked(base=stacked)

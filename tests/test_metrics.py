@@ -12,12 +12,13 @@ from tests.conftest import config
 from wganlab.build import construct
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import MNIST
-from wganlab.data.stream import BatchStream
+from wganlab.data.stacked import Stacked
+from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.data.toys import Gaussians8, Gaussians25
 from wganlab.metrics import Metric, metric_of, objective_of
 from wganlab.metrics import critic as of_critic
 from wganlab.metrics import features as of
-from wganlab.metrics.extractors import Classifier, Inception, accuracy, hash_of, train
+from wganlab.metrics.extractors import Classifier, Inception, StackedClassifier, accuracy, hash_of, train
 from wganlab.metrics.points import mode_scores
 from wganlab.metrics.protocol import Protocol
 from wganlab.networks.dcgan import Critic as ConvolutionalCritic
@@ -238,6 +239,26 @@ def test_the_classifier_of_digits(digits: tuple[Tensor, Tensor], tmp_path: Path,
     assert features.shape == (70, 128)
     assert logits.shape == (70, 10)
     assert (logits.argmax(1) == labels[:70]).float().mean() > 0.95
+
+
+def test_modes_of_stacks_are_counted(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """All of them in the data, and those of one digit alone where all others are lost."""
+    source = Stacked(base=Digits(), n=2000)
+    stream = BatchStream(source.load(), labels=source.labels(), batch_size=1, n_critic=1, steps=1, seed=0)
+    protocol = Protocol(n=8, images=2000, extractor=StackedClassifier(cache=str(tmp_path)))
+    protocol.prepare(stream)
+    real = to_unit_range(stream.samples)
+    found = protocol.scores(lambda n: [real])
+    assert found["eval/classes"] > 985
+    assert 0 <= found["eval/class_kl"] < 0.02
+    assert found["eval/fid"] == pytest.approx(0, abs=1e-3)
+    sevens = to_unit_range(digits[0][digits[1] == 7])[:, 0]
+    few = sevens[torch.randint(len(sevens), (2000, 3), generator=torch.Generator().manual_seed(0))]
+    found = protocol.scores(lambda n: [few])
+    assert found["eval/classes"] < 30, "one, but for images that are taken for other digits"
+    assert found["eval/class_kl"] == pytest.approx(math.log(1000), rel=0.1)
+    with pytest.raises(ConfigError, match="extractor=stacked: takes stacks of grey images, dataset=stacked"):
+        StackedClassifier(cache=str(tmp_path)).prepare(*digits, "digits")
 
 
 def test_a_classifier_can_learn_from_another_data_set(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         choice={group: run.choices.get(group, "own") for group in ("dataset", "model", "loss", "training")},
         latent=config["model"].get("latent", "normal"),
         budget=generator_steps(OmegaConf.create(dict(config))),
-        licence=licence(config["dataset"]["_target_"]),
+        licence=licence(config["dataset"]),
         tables=list(tables(run, step)),
         status=run.status,
         summary=run.summary,
@@ -61,10 +61,11 @@ def description(protocol: Mapping[str, Any]) -> str:
     return ", ".join([*said, *(f"{name} {version}" for name, version in protocol.get("libraries", {}).items())])
 
 
-def licence(dataset: str) -> str:
-    """The licence of a data class, an attribute of it."""
+def licence(dataset: Mapping[str, Any]) -> str:
+    """The licence of a data set, an attribute of its class, or of that of the data set below it."""
     try:
-        return getattr(locate(dataset), "licence", "not stated")
+        stated = getattr(locate(dataset["_target_"]), "licence", None)
+        return stated or (licence(dataset["base"]) if "base" in dataset else "not stated")
     except (Exception, SystemExit):  # the import of a user's module may raise anything
         return "not stated"
 

@@ -170,7 +170,9 @@ class Protocol:
             found |= of.density_coverage(real, features)
         if "inception_score" in keep:
             found["inception_score"] = of.inception_score(logits)
-        return found | (of.class_scores(logits, self.shares) if self.extractor.knows_classes else {})
+        if self.extractor.knows_classes:
+            found |= of.class_scores(logits, self.shares, confident=getattr(self.extractor, "confident", 0.9))
+        return found
 
     def class_scores(self, features: Tensor, logits: Tensor, asked: Tensor) -> dict[str, float]:
         """Scores of images (n,) of which each was asked to be of a class."""
