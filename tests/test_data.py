@@ -249,4 +249,4 @@ def test_stacks_have_every_mode_equally_often() -> None:
     with pytest.raises(ValueError, match="n=1500: must be a multiple of the 1,000 modes"):
         Stacked(base=base, n=1500).load()
     with pytest.raises(ValueError, match="base=Stacked: must be a data set of grey images"):
-        Stacked(base=stacked)
+        Stacked(base=Stacked(base=base))

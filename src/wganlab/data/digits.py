@@ -12,7 +12,7 @@ class Digits:
     licence = "CC BY 4.0: UCI's Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998)"
 
     def __init__(self, *, size: PositiveInt = 28) -> None:
-        self.shape = (1, size, size)
+        self.shape: tuple[int, ...] = (1, size, size)
 
     def __len__(self) -> int:
         return 1797

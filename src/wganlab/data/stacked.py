@@ -22,7 +22,7 @@ class Stacked:
         if len(base.shape) != 3 or base.shape[0] != 1:
             raise InvalidValueError("base", type(base).__name__, "must be a data set of grey images")
         self.base, self.n = base, n
-        self.shape = (CHANNELS, *base.shape[1:])
+        self.shape: tuple[int, ...] = (CHANNELS, *base.shape[1:])
 
     def __len__(self) -> int:
         return self.n
