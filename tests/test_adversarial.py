@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from tests.conftest import LOSSES as ALL_LOSSES
 from tests.conftest import config, images
-from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.adversarial import AdversarialModule
 from wganlab.alternation import ReusedLatents, SharedPass
 from wganlab.build import build_loss, build_module, construct, generator_steps
+from wganlab.callbacks.divergence import first_not_finite
 from wganlab.callbacks.history import History
 from wganlab.data.stream import Batch, BatchStream
 from wganlab.objectives import FeatureMatching
+from wganlab.pair import sample_latents
 from wganlab.schema import ConfigError
 from wganlab.training import fit
 from wganlab.validate import validate
@@ -299,11 +301,11 @@ def test_what_is_not_finite_is_named_with_its_step() -> None:
     one, nan = torch.tensor(1.0), torch.tensor(torch.nan)
     module.window.critic = [(loss, one, one, one) for loss in (one, one, one, nan, nan, nan)]
     module.window.generator, module.window.critic_steps = [one, nan, nan], [2, 2, 2]
-    name, value, ago = module.first_not_finite(3) or ("", 0.0, 0)
+    name, value, ago = first_not_finite(module, 3) or ("", 0.0, 0)
     assert (name, str(value), ago) == ("critic/loss", "nan", 1)
     module.window.critic = [(one, one, one, one)] * 6
-    assert (module.first_not_finite(3) or ("",))[0] == "generator/loss"
+    assert (first_not_finite(module, 3) or ("",))[0] == "generator/loss"
     module.window.generator = [one] * 3
-    assert module.first_not_finite(1) is None
+    assert first_not_finite(module, 1) is None
     module.generator.weight.grad = torch.full((2, 3), torch.inf)
-    assert module.first_not_finite(1) == ("the norm of the generator's gradient", torch.inf, 0)
+    assert first_not_finite(module, 1) == ("the norm of the generator's gradient", torch.inf, 0)

@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 
 from tests.conftest import TINY, config, images, in_process, wganlab, without_account
 from wganlab import environment, parallel
-from wganlab.adversarial import sample_latents
 from wganlab.augmentation import DiffAugment
 from wganlab.build import build_module, construct
 from wganlab.data.stream import BatchStream
 from wganlab.networks.layers import Dropout
+from wganlab.pair import sample_latents
 from wganlab.regularizers import interpolate
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError

@@ -36,8 +36,9 @@ def test_train_commands_compose(command: list[str]) -> None:
 
 def test_other_commands_are_known() -> None:
     assert {command[1] for command in COMMANDS} == {"train", "study", "evaluate", "report", "sample", "export"}
-    (sample,) = [command[2:] for command in COMMANDS if command[1] == "sample"]
-    assert compose_config("sample", sample).n == 64
+    plain, of_classes = [command[2:] for command in COMMANDS if command[1] == "sample"]
+    assert compose_config("sample", plain).n == 64
+    assert compose_config("sample", of_classes).labels == [3, 7]
     (evaluate,) = [command[2:] for command in COMMANDS if command[1] == "evaluate"]
     assert compose_config("evaluate", evaluate).images == 10_000
 

@@ -21,6 +21,7 @@ from tests.conftest import TINY, config, in_process, wganlab
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct
 from wganlab.callbacks.checkpoints import Checkpoints
+from wganlab.callbacks.divergence import first_not_finite
 from wganlab.callbacks.history import COLUMNS
 from wganlab.notebook import train
 from wganlab.runs import Run
@@ -167,7 +168,7 @@ def test_gradients_that_overflow_at_any_scale_are_divergence(scale: float, diver
     module.window.critic, module.window.generator, module.window.critic_steps = [(zero,) * 4], [zero], [1]
     for parameter in module.critic.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
-    found = module.first_not_finite(1)
+    found = first_not_finite(module, 1)
     assert (found is not None) == diverged
 
 

@@ -4,55 +4,33 @@
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from wganlab import parallel
 from wganlab.augmentation import Augmentation
-from wganlab.averaging import Averaging, Weights
+from wganlab.averaging import Averaging
 from wganlab.contracts import Latent, Loss, critic_steps
-from wganlab.data import Columns
-from wganlab.data.stream import LABELS, Batch, to_unit_range
-from wganlab.labels import Classes
-from wganlab.networks.layers import ImageCritic, evaluation_mode, takes_labels
+from wganlab.data.stream import Batch
+from wganlab.pair import Pair
 from wganlab.window import Record, Window
 
 Gradients = Sequence[Tensor | None]
-#: Where fp16 gradients overflow for all that the losses are scaled by less than this, training has diverged.
-LEAST_SCALE = 2.0**-16
 
 
-def sample_latents(
-    n: int,
-    latent_dim: int,
-    distribution: Latent,
-    *,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Latents of shape (n, latent_dim): standard normal, or uniform in [-1, 1)."""
-    if distribution == "normal":
-        return torch.randn(n, latent_dim, device=device, dtype=dtype, generator=generator)
-    return torch.rand(n, latent_dim, device=device, dtype=dtype, generator=generator) * 2 - 1
-
-
-class AdversarialModule(LightningModule):
+class AdversarialModule(Pair):
     """Alternates ``n_critic`` critic steps, each on fresh real images, with one generator step on fresh latents.
 
     ``training_step`` receives the real images of one generator step, the unit of time: ``trainer.global_step`` counts
-    generator steps. ``shape`` is that of one sample, ``columns`` says what its values are in a table, and
-    ``fingerprint`` is a hash of all samples; they are noted in checkpoints.
-    ``labels`` are those of the data, kept for networks that take labels. ``observed`` collects what observers measured
-    at the current step; :meth:`window_means` yields the training metrics averaged since the last call. ``compiled``
-    holds, by network and active regularizers, functions that stand in for the gradients of its objective.
+    generator steps. ``observed`` collects what observers measured at the current step; :meth:`window_means` yields the
+    training metrics averaged since the last call. ``compiled`` holds, by network and active regularizers, functions
+    that stand in for the gradients of its objective.
     """
 
     #: Whether the two objectives say all that is differentiated, so that they can be compiled.
@@ -73,22 +51,15 @@ class AdversarialModule(LightningModule):
         averaging: Averaging | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            generator, critic, latent_dim=latent_dim, latent=latent, averaging=averaging, augmentation=augmentation
+        )
         self.automatic_optimization = False
-        self.generator, self.critic = generator, critic
-        self.latent_dim, self.latent, self.loss = latent_dim, latent, loss
-        self.averaging, self.augmentation = averaging, augmentation
-        if averaging is not None:
-            averaging.start(generator)
-        self.conditional = {"generator": takes_labels(generator), "critic": takes_labels(critic)}
+        self.loss = loss
         self.critic_steps = critic_steps(loss.n_critic, loss.warmup)
         self.critic_step_count = 0
         #: Whether batches are to have labels.
         self.labelled = any(self.conditional.values()) or loss.classification is not None
-        self.shape: tuple[int, ...] = ()
-        self.columns: Columns | None = None
-        self.fingerprint = ""
-        self.labels: Tensor | None = None
         self.observed: dict[str, float] = {}
         self.scaler: Any = None  # of fp16 losses
         self.compiled: dict[tuple[str, tuple[str, ...]], Callable[..., tuple[Gradients, Record]]] = {}
@@ -133,65 +104,6 @@ class AdversarialModule(LightningModule):
         # version 1 did not count, for it had no other number of critic steps than n_critic
         self.critic_step_count = checkpoint.get("critic_steps", checkpoint["global_step"] * n_critic)
 
-    def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Latents of shape (n, latent_dim) on the module's device; observers pass a generator of their own.
-
-        Without one they are a rank's share of what all ranks draw.
-        """
-        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}
-        if generator is None:
-            return parallel.shard(sample_latents(n * parallel.world_size(), self.latent_dim, self.latent, **options))
-        return sample_latents(n, self.latent_dim, self.latent, **options)
-
-    @property
-    def classes(self) -> Classes:
-        """Those of the data. Raises AttributeError where they have none."""
-        return Classes.of(self.labels)  # type: ignore[arg-type]
-
-    def shown_labels(self, n: int, *, seed: int = 0) -> Tensor | None:
-        """The labels (n,) of what :meth:`generate` returns, drawn with the frequencies of the data.
-
-        None for a generator that takes none.
-        """
-        if not self.conditional["generator"]:
-            return None
-        return self.classes.draw(n, torch.Generator().manual_seed(seed ^ LABELS)).to(self.device)
-
-    def generate(self, n: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
-        """n samples (n, *shape) of the generator in evaluation mode, always the same for a seed and its weights.
-
-        They are those of the averaged generator where there is one, and of ``labels`` (n,) or :meth:`shown_labels`.
-        """
-        return torch.cat([*self.generate_parts(n, seed=seed, labels=labels)])
-
-    def generate_parts(self, n: int, *, seed: int = 0, labels: Tensor | None = None) -> Iterator[Tensor]:
-        """What :meth:`generate` returns, in parts of at most 512 samples."""
-        latents = self.latents(n, generator=torch.Generator(self.device).manual_seed(seed))
-        labels = self.shown_labels(n, seed=seed) if labels is None else labels.to(self.device)
-        network = self.generator if self.averaging is None else self.averaging.network
-        for part in (slice(start, start + 512) for start in range(0, n, 512)):
-            with torch.no_grad(), evaluation_mode(network):  # both are put back before others are at work
-                fake = self.fake(latents[part], None if labels is None else labels[part], network)
-            yield fake
-
-    @property
-    def shown_weights(self) -> Weights:
-        """Whose samples :meth:`generate` returns; part of the protocol of every score."""
-        return "raw" if self.averaging is None else "averaged"
-
-    def fake(self, latents: Tensor, labels: Tensor | None, network: nn.Module | None = None) -> Tensor:
-        """Images of the generator; labels (n,) reach it only if its ``forward`` takes them."""
-        network = network or self.generator
-        return network(latents, labels=labels) if self.conditional["generator"] else network(latents)
-
-    def scorer(self, labels: Tensor | None, *, augmented: bool = True) -> nn.Module:
-        """The critic as a function of images alone: labels are bound, and images augmented, where that applies."""
-        augmentation = self.augmentation if augmented else None
-        labels = labels if self.conditional["critic"] else None
-        if labels is None and augmentation is None:
-            return self.critic
-        return ImageCritic(self.critic, labels, augmentation)
-
     def critic_latents(self, real: Batch) -> Tensor:
         """Latents of the critic step on ``real``."""
         return self.latents(len(real.images))
@@ -203,10 +115,6 @@ class AdversarialModule(LightningModule):
     def generator_labels(self, real: Batch) -> Tensor | None:
         """Labels of the generator step: drawn, or those of the real images that its loss compares with."""
         return real.labels if self.loss.pairs else real.drawn
-
-    def scaled(self, real: Tensor) -> Tensor:
-        """Real images as stored, in [-1, 1] and in the precision of the networks."""
-        return to_unit_range(real, self.dtype)  # type: ignore[arg-type]
 
     def training_step(self, batches: list[Batch], batch_idx: int) -> None:
         generator_optimizer, critic_optimizer = self.optimizers()  # type: ignore[attr-defined]
@@ -356,25 +264,6 @@ class AdversarialModule(LightningModule):
             loss = objective.generator_loss(fake_scores)
         matching = self.loss.feature_matching
         return matching(loss, critic, real.images, fake) if matching else loss
-
-    def first_not_finite(self, steps: int) -> tuple[str, float, int] | None:
-        """What is not finite in the last so many steps since the last row: its name, its value, and how many steps ago.
-
-        Losses are looked at in the order in which they were computed; gradients are those of the last step, of biases
-        and scales alone where there are any: what goes wrong on the way back passes through them, and to read all
-        takes a twentieth of a step. A step of fp16 that overflows is left out, and is well. None when all is well.
-        """
-        if found := self.window.first_not_finite(steps):
-            return found
-        if self.scaler is not None and self.scaler.get_scale() >= LEAST_SCALE:
-            return None  # the step was left out, as gradients had overflowed, and the next is scaled by less
-        for name in ("critic", "generator"):
-            gradients = [p.grad for p in self.weights[name] if p.grad is not None]
-            gradients = [gradient for gradient in gradients if gradient.dim() < 2] or gradients
-            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm() if gradients else torch.zeros(())
-            if not torch.isfinite(norm):
-                return f"the norm of the {name}'s gradient", norm.item(), 0
-        return None
 
     def window_means(self) -> dict[str, float]:
         """Training metrics averaged over all steps since the last call (one transfer from the device)."""

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from wganlab import parallel
-from wganlab.adversarial import AdversarialModule, sample_latents
+from wganlab.adversarial import AdversarialModule
 from wganlab.data.stream import Batch, BatchStream
+from wganlab.pair import sample_latents
 
 
 class SharedPass(AdversarialModule):

@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import wganlab
-from wganlab.adversarial import sample_latents
 from wganlab.averaging import Weights, trained_weights
 from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.files import write_json, write_text
 from wganlab.labels import Classes
+from wganlab.pair import sample_latents
 from wganlab.runs import Run, read_checkpoint
 from wganlab.sample import columns_in, labels_for, load_networks
 from wganlab.schema import ConfigError

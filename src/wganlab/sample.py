@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
-from wganlab.adversarial import sample_latents
 from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
@@ -23,6 +22,7 @@ from wganlab.data import Columns
 from wganlab.data.stream import LABELS
 from wganlab.labels import Classes
 from wganlab.networks.layers import takes_labels
+from wganlab.pair import sample_latents
 from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
 from wganlab.runs import Run, read_archive, read_checkpoint
 from wganlab.schema import ConfigError
