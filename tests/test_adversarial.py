@@ -278,16 +278,43 @@ def test_feature_matching_trains(tmp_path: Path) -> None:
     assert summary["final"]["generator/loss"] > 0, "a squared distance, not a score"
 
 
-@pytest.mark.parametrize("loss", ALL_LOSSES)
-def test_golden_trace(loss: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+SMALL = ["dataset.size=8", "batch_size=16", "steps=20"]
+FILTERS = ["model.generator.n_filters=8", "model.critic.n_filters=8"]
+WIDTHS = ["model.generator.widths=[16,16]", "model.critic.widths=[16,16]"]
+#: Name of a trace -> what it is of: every loss, and what else of the vocabulary changes the numbers of a run.
+TRACES = {
+    loss: [f"loss={loss}", "model=acgan_mlp" if loss == "acgan" else "model=mlp", "steps=20"] for loss in ALL_LOSSES
+}
+TRACES |= {
+    "acgan_dcgan": ["loss=wgan_gp", "model=acgan_dcgan", "+loss/classification=auxiliary", *SMALL, *FILTERS],
+    "conditional_dcgan": ["loss=hinge", "model=conditional_dcgan", *SMALL, *FILTERS],
+    "conditional_mlp": ["loss=wgan_gp", "model=conditional_mlp", *SMALL],
+    "cosine": ["loss=gan", "loss/schedule=cosine", *SMALL],
+    "diffaug": ["loss=hinge", "augmentation=diffaug", *SMALL],
+    "norm_scales": [
+        "loss=wgan_clip",
+        "model.critic.norm=layer",
+        "loss.regularizer.weight_clipping.norm_scales=true",
+        *SMALL,
+    ],
+    "r3gan_networks": ["loss=r3gan", "model=r3gan", "loss.regularizer.r1.every=2", *SMALL, *WIDTHS],
+    "relativistic_average": ["loss=rpgan", "loss/objective=relativistic_average", *SMALL],
+    "sngan_resnet": ["loss=sngan", "model=sngan_resnet", "model.generator.n_blocks=2", *SMALL, *FILTERS],
+    "stacked": ["loss=gan", "dataset=stacked", "dataset.base.size=8", "dataset.n=1000", *SMALL[1:]],
+    "warmup": ["loss=wgan_clip", "loss/warmup=paper", "loss.warmup.first=2", "loss.warmup.n=9", *SMALL],
+    "zero_centred": ["loss=gan", "loss/regularizer=zero_centred", *SMALL],
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_golden_trace(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Twenty steps on digits give the stored losses; --write-golden stores new ones, with a reason in the commit."""
-    model = "acgan_mlp" if loss == "acgan" else "mlp"
-    fit(config(f"loss={loss}", f"model={model}", "steps=20", "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
+    fit(config(*TRACES[name], "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
     header, *lines = (tmp_path / "metrics.csv").read_text().splitlines()
     columns = ("critic/loss", "critic/penalty", "generator/loss")
     rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
     trace = {column: [float(row[column]) for row in rows] for column in columns}
-    path = GOLDEN / f"{loss}.json"
+    path = GOLDEN / f"{name}.json"
     if request.config.getoption("--write-golden"):
         path.write_text(json.dumps(trace, indent=1) + "\n")
     expected = json.loads(path.read_text())

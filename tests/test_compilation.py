@@ -23,6 +23,7 @@ BARE = ["callbacks=none", "logger=csv", "log_every=1", "batch_size=16"]
 TOY = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[32,32]", "model.critic.hidden=[32,32]"]
 MLP = ["model.generator.hidden=[32,32]", "model.critic.hidden=[32,16]"]
 DCGAN = ["model=dcgan", "model.generator.n_filters=8", "model.critic.n_filters=4"]  # batch norm, layer norm, dropout
+WIDTHS = ["model.generator.widths=[16,16]", "model.critic.widths=[16,16]"]
 COLUMNS = ("critic/loss", "critic/penalty", "critic/real_score", "generator/loss")
 
 
@@ -52,6 +53,7 @@ def losses(folder: Path, *overrides: str) -> list[list[float]]:
         pytest.param(["loss=wgan_div", *MLP], 20, marks=pytest.mark.slow),
         pytest.param(["loss=wgan_gp", "model=conditional_mlp", *MLP], 20, marks=pytest.mark.slow),
         pytest.param(["loss=sngan", "model=conditional_dcgan", *DCGAN[1:]], 10, marks=pytest.mark.slow),
+        pytest.param(["loss=r3gan", "model=r3gan", "dataset.size=8", *WIDTHS], 10, marks=pytest.mark.slow),
         pytest.param(["loss=acgan", "model=acgan_mlp", *MLP], 20, marks=pytest.mark.slow),
         pytest.param(["loss=hinge", "augmentation=diffaug", "averaging=ema", *MLP], 20, marks=pytest.mark.slow),
     ],

@@ -51,11 +51,14 @@ def test_every_loss_moves_both_networks_at_every_shape(loss: str, shape: tuple[i
         ["loss=sngan", "loss/schedule=linear", "loss/warmup=paper", "loss.warmup.first=3", "loss.warmup.n=6"],
         ["loss=dragan", "averaging=ema"],
         ["loss=wgan_div"],
+        ["loss=r3gan", "model=r3gan", "model.generator.widths=[16,16]", "model.critic.widths=[16,16]"],
+        ["loss=sngan", "model=sngan_resnet", "model.generator.n_blocks=2", *SMALL[1:3]],
     ],
-    ids=lambda method: method[0],
+    ids=lambda method: " ".join(method[:2]),
 )
 def test_a_killed_run_goes_on_bit_for_bit(method: list[str], tmp_path: Path) -> None:
-    settings = config(*QUICK, *MLP, *method)
+    networks = MLP[2:] if any(word.startswith("model=") for word in method) else MLP
+    settings = config(*QUICK, *networks, *method)
     validate(settings)
     continued(settings, tmp_path, at=13)
 
