@@ -15,7 +15,7 @@ from wganlab.runs import Run, Status
 from wganlab.statistics import interval
 
 #: Runs with fewer trials than this are no tuning.
-MIN_TRIALS = 4
+MIN_TRIALS = 3
 
 Curve = list[tuple[float, float, float]]
 
