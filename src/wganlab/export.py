@@ -24,7 +24,7 @@ from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.files import write_json, write_text
-from wganlab.labels import Classes
+from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
 from wganlab.runs import Run, read_checkpoint
 from wganlab.sample import columns_in, labels_for, load_networks
@@ -119,8 +119,7 @@ def write_export(
 
     def draw(n: int) -> tuple[Tensor, ...]:
         latents = sample_latents(n, trained.model.latent_dim, latent, dtype=dtype, generator=random)
-        labels = labels_for(generator, classes, None, n, n)
-        return (latents,) if labels is None else (latents, labels)
+        return inputs(latents, labels_for(generator, classes, None, n, seed=n))
 
     notes = {
         "wganlab": wganlab.__version__,

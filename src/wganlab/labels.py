@@ -8,6 +8,19 @@ from torch import Tensor
 
 from wganlab.schema import ConfigError
 
+#: Tells the random numbers of labels from those of latents, and of the order of images, with the same seed.
+LABELS = 1 << 48
+
+
+def random_labels(seed: int) -> torch.Generator:
+    """The random numbers that labels are drawn by."""
+    return torch.Generator().manual_seed(seed ^ LABELS)
+
+
+def inputs(latents: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+    """What a generator takes: latents (n, latent_dim), and labels (n,) where it takes such."""
+    return (latents,) if labels is None else (latents, labels)
+
 
 class Classes(NamedTuple):
     """The classes of a data set, ascending, and how many samples each has: both (classes,)."""
@@ -25,9 +38,10 @@ class Classes(NamedTuple):
         """Those that a checkpoint holds; None where it holds none."""
         return None if saved is None else cls(*map(torch.as_tensor, saved))
 
-    def draw(self, n: int, random: torch.Generator) -> Tensor:
+    def draw(self, n: int, *, seed: int) -> Tensor:
         """Labels (n,), with the data's frequencies."""
-        return self.numbers[torch.multinomial(self.counts.double(), n, replacement=True, generator=random)]
+        shares, random = self.counts.double(), random_labels(seed)
+        return self.numbers[torch.multinomial(shares, n, replacement=True, generator=random)]
 
     def asked(self, labels: Sequence[int], n: int) -> Tensor:
         """Labels (n,): equally many of each that is asked for, side by side. Raises ConfigError for an unknown one."""

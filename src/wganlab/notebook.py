@@ -80,8 +80,7 @@ class LoadedRun:
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
         """n samples (n, *shape) in [-1, 1]: those of ``wganlab sample`` with the same seed and labels."""
-        saved = read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint")
-        asked = labels_for(self.generator, Classes.restored(saved.get("classes")), labels, n, seed)
+        asked = labels_for(self.generator, self._classes, labels, n, seed)
         random = torch.Generator().manual_seed(seed)
         return torch.cat([*draw_parts(self.generator, self._config.model, n, random, asked)])
 
@@ -91,6 +90,10 @@ class LoadedRun:
         names = ["generator", "critic"] if trains_generator(self._config) else ["critic"]
         path = self.run.checkpoint(self.checkpoint)
         return dict(zip(names, load_networks(self._config, path, *names, weights=self.weights), strict=True))
+
+    @cached_property
+    def _classes(self) -> Classes | None:
+        return Classes.restored(read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint").get("classes"))
 
     @cached_property
     def _config(self) -> DictConfig:

@@ -12,7 +12,7 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging, Weights
 from wganlab.contracts import Latent
 from wganlab.data import Columns
-from wganlab.data.stream import LABELS, to_unit_range
+from wganlab.data.stream import to_unit_range
 from wganlab.labels import Classes
 from wganlab.networks.layers import ImageCritic, evaluation_mode, takes_labels
 
@@ -83,7 +83,7 @@ class Pair(LightningModule):
         """
         if not self.conditional["generator"]:
             return None
-        return self.classes.draw(n, torch.Generator().manual_seed(seed ^ LABELS)).to(self.device)
+        return self.classes.draw(n, seed=seed).to(self.device)
 
     def generate(self, n: int, *, seed: int = 0, labels: Tensor | None = None) -> Tensor:
         """n samples (n, *shape) of the generator in evaluation mode, always the same for a seed and its weights.

@@ -19,8 +19,7 @@ from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
-from wganlab.data.stream import LABELS
-from wganlab.labels import Classes
+from wganlab.labels import Classes, inputs
 from wganlab.networks.layers import takes_labels
 from wganlab.pair import sample_latents
 from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
@@ -131,8 +130,7 @@ def labels_for(
         return None
     if classes is None:
         raise ConfigError("run", ": its generator takes labels, and its checkpoint has no classes of its data")
-    random = torch.Generator().manual_seed(seed ^ LABELS)
-    return classes.draw(n, random) if labels is None else classes.asked(labels, n)
+    return classes.draw(n, seed=seed) if labels is None else classes.asked(labels, n)
 
 
 def draw_parts(
@@ -143,7 +141,7 @@ def draw_parts(
     for start in range(0, n, GRID):
         part = slice(start, start + GRID)
         with torch.no_grad():
-            yield generator(latents[part], *(() if labels is None else (labels[part],)))
+            yield generator(*inputs(latents[part], None if labels is None else labels[part]))
 
 
 def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None, labels: Tensor | None) -> None:
@@ -189,7 +187,8 @@ def write_interpolation(
     latent = model.get("latent", "normal")
     ends = [sample_latents(n, model.latent_dim, latent, generator=random) for _ in range(2)]
     latents = interpolate_latents(*ends, frames=frames, spherical=latent == "normal")
-    between = generator(latents.flatten(0, 1), *(() if labels is None else (labels.repeat_interleave(frames),)))
+    along = None if labels is None else labels.repeat_interleave(frames)
+    between = generator(*inputs(latents.flatten(0, 1), along))
     if columns is not None:
         save_paths(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", columns=columns)
     elif between.dim() == 2:

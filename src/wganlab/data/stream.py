@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from wganlab import parallel
+from wganlab.labels import random_labels
 from wganlab.schema import InvalidValueError
 
 Reshuffle = Literal["epoch", "step"]
-#: Tells the random numbers of drawn labels from those of the order of images.
-LABELS = 1 << 48
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -111,7 +110,8 @@ class BatchStream:
             else:
                 places = [divmod(self.batches + i, self._period) for i in range(n)]
             batches = [self._batch(*place) for place in places]
-            batches[-1] = batches[-1]._replace(drawn=self._drawn(len(self._rows(places[-1][1]))))
+            if self._labels is not None:
+                batches[-1] = batches[-1]._replace(drawn=self._drawn(len(self._rows(places[-1][1])), self._labels))
             self.step, self.batches = self.step + 1, self.batches + n
             self.images_seen += sum(len(self._rows(position)) for _, position in places)
             yield batches
@@ -133,13 +133,10 @@ class BatchStream:
         labels = None if self._labels is None else self._send(self._labels[rows])
         return Batch(self._send(batch), labels, self._send(rows) if self.numbered else None)
 
-    def _drawn(self, n: int) -> Tensor | None:
+    def _drawn(self, n: int, labels: Tensor) -> Tensor:
         """Labels of a generator step, or a rank's share of n: from a stream of their own, by seed and step alone."""
-        if self._labels is None:
-            return None
-        random = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) ^ LABELS)
-        rows = torch.randint(len(self._labels), (n,), generator=random)
-        return self._send(self._labels[parallel.shard(rows).to(self._labels.device)])
+        rows = torch.randint(len(labels), (n,), generator=random_labels(self.seed * 1_000_003 + self.step))
+        return self._send(labels[parallel.shard(rows).to(labels.device)])
 
     def _send(self, samples: Tensor) -> Tensor:
         """To the device, without waiting for it."""
@@ -155,13 +152,14 @@ class BatchStream:
 
     def fixed_samples(self, n: int) -> Tensor:
         """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
-        rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
-        return self._send(self.samples[rows.to(self.samples.device)])
+        return self._send(self.samples[self._fixed_rows(n).to(self.samples.device)])
 
     def fixed_labels(self, n: int) -> Tensor | None:
         """The labels of :meth:`fixed_samples`; None where there are no classes."""
-        rows = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
-        return None if self.labels is None else self.labels[rows]
+        return None if self.labels is None else self.labels[self._fixed_rows(n)]
+
+    def _fixed_rows(self, n: int) -> Tensor:
+        return torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
 
     def fingerprint(self) -> str:
         """A hash of the data: another one means other data."""
