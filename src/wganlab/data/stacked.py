@@ -10,6 +10,12 @@ from wganlab.schema import InvalidValueError
 CHANNELS = 3
 
 
+def classes_of(modes: Tensor, classes: int, channels: int) -> Tensor:
+    """Classes of each channel (n, channels), of modes (n,): the digits of a number in base ``classes``."""
+    places = torch.tensor([classes**place for place in reversed(range(channels))])
+    return modes[:, None] // places % classes
+
+
 class Stacked:
     """Images of three channels, each a grey one of ``base`` at random (Metz et al. 2017, arXiv 1611.02163, appendix D).
 
@@ -40,8 +46,8 @@ class Stacked:
         random = torch.Generator().manual_seed(0)
         self._labels = torch.randperm(self.n, generator=random) % classes**CHANNELS
         channels = []
-        for place in (classes**2, classes, 1):
-            wanted, rows = self._labels // place % classes, torch.empty(self.n, dtype=torch.long)
+        for wanted in classes_of(self._labels, classes, CHANNELS).T:
+            rows = torch.empty(self.n, dtype=torch.long)
             for number in range(classes):
                 of_class, here = (numbers == number).nonzero().flatten(), wanted == number
                 rows[here] = of_class[torch.randint(len(of_class), (int(here.sum()),), generator=random)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from wganlab.data import Source
+from wganlab.data.stacked import classes_of
 from wganlab.data.stream import to_unit_range
 from wganlab.runs import read_archive
 from wganlab.schema import ConfigError, InvalidValueError
@@ -131,10 +132,9 @@ class StackedClassifier(Classifier):
         classes = round(modes ** (1 / depth))
         if samples.dim() != 4 or labels is None or depth == 1 or classes**depth != modes:
             raise ConfigError("extractor", "=stacked: takes stacks of grey images, dataset=stacked")
-        places = torch.tensor([classes**place for place in reversed(range(depth))])
         grey = samples.flatten(0, 1)[:, None]
         first = [*{image.tobytes(): row for row, image in enumerate(grey.numpy())}.values()]  # each image once
-        numbers = (labels[:, None] // places % classes).flatten()[first]
+        numbers = classes_of(labels, classes, depth).flatten()[first]
         super().prepare(grey[first], numbers, fingerprint)
 
     @torch.no_grad()
