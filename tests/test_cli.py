@@ -13,14 +13,16 @@ from PIL import Image
 from tests.conftest import LOSSES, TINY, in_process, wganlab
 
 ROOT = Path(__file__).parents[1]
+MAIN = "sys.argv = ['wganlab', *{}]; from wganlab.cli import main; main()"
+HEAVY = {"torch", "pytorch_lightning", "torchmetrics.functional", "wandb", "sklearn", "scipy", "torchvision", "pandas"}
 
 
-def heavy_imports(code: str) -> list[str]:
+def heavy_imports(code: str, cwd: Path | None = None) -> set[str]:
     """Which slow packages a piece of code has imported when it is done."""
     probe = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\n"
-    probe += "print('HEAVY', [m for m in ('torch', 'pytorch_lightning', 'wandb', 'sklearn') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
-    return eval(out.rpartition("HEAVY")[2])
+    probe += f"print('HEAVY', {HEAVY} & {{*sys.modules}} or {{}})"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=cwd)
+    return set(eval(done.stdout.rpartition("HEAVY")[2]))
 
 
 @pytest.mark.parametrize(
@@ -37,8 +39,30 @@ def test_help_is_quick_and_has_an_example(arguments: list[str], tmp_path: Path) 
     )  # of the processor: machines are shared
     assert seconds < (1 if arguments == ["--help"] else 2)
     assert "--cfg" in arguments or f"wganlab {arguments[0].replace('--help', 'train')}" in done.stdout
-    assert not heavy_imports(f"sys.argv = ['wganlab', *{arguments}]; from wganlab.cli import main; main()")
+    assert not heavy_imports(MAIN.format(arguments), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:
+    assert heavy_imports(MAIN.format(["train", "steps=1", "logger=csv", "callbacks=none"]), tmp_path) == {
+        "torch",
+        "pytorch_lightning",
+    }
+
+
+def test_torchmetrics_is_whole_for_those_who_use_it() -> None:
+    code = """
+import wganlab.training, sys
+assert "torchmetrics.functional" not in sys.modules
+import torchmetrics, torch
+from torchmetrics.classification import BinaryAccuracy
+accuracy = torchmetrics.Accuracy(task="binary")
+accuracy.update(torch.tensor([1, 0]), torch.tensor([1, 1]))
+assert accuracy.compute() == 0.5 and isinstance(accuracy, (torchmetrics.Metric, BinaryAccuracy))
+from pytorch_lightning.trainer.connectors.logger_connector.result import Metric
+assert Metric is torchmetrics.Metric and torchmetrics.functional.accuracy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from sklearn.datasets import load_digits
 
 from tests.conftest import images
 from wganlab.data import cifar
@@ -46,6 +47,12 @@ def test_digits(size: int) -> None:
     assert scaled.min() == -1
     assert scaled.max() == 1
     assert scaled.mean().item() == pytest.approx(4.88 / 8 - 1, abs=0.02), "the mean grey value is 4.88 of 16"
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    theirs, source = load_digits(), Digits(size=8)
+    assert source.load()[:, 0].numpy() == pytest.approx((theirs.images * (255 / 16)).round())
+    assert source.labels().tolist() == theirs.target.tolist()
 
 
 def test_mnist_reads_the_original_format(tiny_mnist: Path) -> None:

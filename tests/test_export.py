@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from tests.conftest import TINY, wganlab
-from tests.test_cli import heavy_imports
+from tests.test_cli import MAIN, heavy_imports
 from wganlab.build import trained_config
 from wganlab.codegen import source
 from wganlab.data.mnist import MNIST
@@ -421,4 +421,4 @@ def test_help_is_quick(tmp_path: Path) -> None:
     done = wganlab("export", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "format: safetensors" in done.stdout
-    assert not heavy_imports("sys.argv = ['wganlab', 'export', '--help']; from wganlab.cli import main; main()")
+    assert not heavy_imports(MAIN.format(["export", "--help"]))

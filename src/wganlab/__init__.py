@@ -7,8 +7,12 @@ In a notebook: ``run = wganlab.train("loss=wgan_gp steps=500")``, ``run = wganla
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wganlab.startup import import_torchmetrics_in_parts
+
 __version__ = "0.1.0"
 __all__ = ["LoadedRun", "__version__", "load_run", "train"]
+
+import_torchmetrics_in_parts()
 
 if TYPE_CHECKING:
     from wganlab.notebook import LoadedRun, load_run, train

@@ -11,12 +11,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import wandb
 from pytorch_lightning import loggers
-from wandb.sdk import wandb_setup
+
+if TYPE_CHECKING:
+    import wandb  # whose import takes half a second, which runs without it are spared
 
 
 @functools.cache
@@ -37,6 +38,8 @@ Mode = Literal["online", "offline", "disabled"]
 def choose_mode() -> tuple[Mode, str]:
     """(mode, reason): what WANDB_MODE, a run that is open already or the settings of W&B's session ask for, in this
     order; else online when a key is present and the server answers."""
+    import wandb
+
     wanted = os.environ.get("WANDB_MODE", "")
     if wanted in get_args(Mode):
         return wanted, f"WANDB_MODE={wanted}"  # type: ignore[return-value]
@@ -58,14 +61,14 @@ def choose_mode() -> tuple[Mode, str]:
 
 def session() -> Any:
     """W&B's state of this process; None before its first use. W&B's public functions would begin one."""
-    found = getattr(wandb_setup, "_singleton", None)
+    found = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
     return found if found is not None and found._pid == os.getpid() else None
 
 
-def open_run() -> wandb.Run | None:
+def open_run() -> "wandb.Run | None":
     """The run that was begun last in this process and is not finished: wandb.run, or one beside it."""
     current = session()
-    return (current and current.most_recent_active_run) or wandb.run
+    return (current and current.most_recent_active_run) or getattr(sys.modules.get("wandb"), "run", None)
 
 
 @contextmanager
@@ -84,6 +87,8 @@ def own_session() -> Iterator[None]:
         yield
     finally:
         if session() and not open_run():
+            import wandb
+
             with suppress(Exception, SystemExit):  # whatever W&B has against it, the run has ended
                 wandb.teardown()
             sys.exit, sys.excepthook = hooks
@@ -145,6 +150,8 @@ class WandbLogger(loggers.WandbLogger):
 
         Returns False when W&B cannot even run offline, with a line that says why.
         """
+        import wandb
+
         arguments = {k: v for k, v in self._wandb_init.items() if k not in ("resume", "anonymous", "mode")}
         arguments |= {"resume": "allow"}
         arguments |= {key: value for key, value in identity.items() if not arguments.get(key)}
@@ -180,10 +187,14 @@ class WandbLogger(loggers.WandbLogger):
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         """Images to be shown with the metrics of the same step, which are logged after them."""
+        import wandb
+
         self.experiment.log({key: [wandb.Image(image) for image in images]}, step=step, commit=False)
 
     def log_histogram(self, key: str, counts: Sequence[float], edges: Sequence[float], step: int) -> None:
         """A histogram of ``len(edges) - 1`` bins, to be shown with the metrics of the same step."""
+        import wandb
+
         histogram = wandb.Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))
         self.experiment.log({key: histogram}, step=step, commit=False)
 
@@ -205,12 +216,14 @@ class WandbLogger(loggers.WandbLogger):
             self._experiment = self.mode = None
 
 
-def artifacts_of(folder: Path, run_id: str, summary: Mapping[str, Any]) -> list[wandb.Artifact]:
+def artifacts_of(folder: Path, run_id: str, summary: Mapping[str, Any]) -> "list[wandb.Artifact]":
     """The artifacts of a completed run, of those files that it has: model-ID, its last and best checkpoint, with their
     steps and scores; and samples-ID, its last grid of samples.
 
     Files stay where they are: W&B makes no copies of its own.
     """
+    import wandb
+
     scores = {key: value for key, value in summary["final"].items() if key.startswith("eval/") and math.isfinite(value)}
     best = {key: found for key, found in summary["best"].items() if key in scores}
     model = wandb.Artifact(

@@ -1,5 +1,10 @@
 """The 1,797 real handwritten digits that ship with scikit-learn: nothing to download."""
 
+import functools
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
@@ -19,14 +24,21 @@ class Digits:
 
     def load(self) -> Tensor:
         """uint8 of shape (1797, 1, size, size)."""
-        from sklearn.datasets import load_digits
-
-        images = torch.from_numpy(load_digits().images).float().unsqueeze(1) * (255 / 16)
+        images = table()[:, :-1].view(-1, 1, 8, 8).float() * (255 / 16)
         resized = interpolate(images, size=self.shape[1:], mode="bicubic", antialias=True)
         return resized.round().clamp(0, 255).to(torch.uint8)
 
     def labels(self) -> Tensor:
         """Digits of what :meth:`load` returned."""
-        from sklearn.datasets import load_digits
+        return table()[:, -1].clone()
 
-        return torch.from_numpy(load_digits().target)
+
+@functools.cache
+def table() -> Tensor:
+    """int64 of shape (1797, 65): 64 pixels, then the digit.
+
+    Read from scikit-learn's folder, since its import would be a second of the start of every run on digits.
+    """
+    (folder,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    path = Path(folder, "datasets", "data", "digits.csv.gz")
+    return torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.int64))
