@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-scaling readme study clean
+.PHONY: help demo test lint bench bench-peer bench-scaling readme study clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -29,6 +29,9 @@ lint: $(VENV)/.dev  ## ruff and mypy
 
 bench: $(VENV)/.run  ## time wganlab beside a textbook loop and a bare one (ARGS='--workloads toy' and the like)
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-peer: $(VENV)/.run  ## time wganlab beside PyTorch-GAN's own scripts (ARGS='--peer ITS_CHECKOUT --data FOLDER_OF_MNIST')
+	@$(BIN)/python -m benchmarks.peer $(ARGS)
 
 bench-scaling: $(VENV)/.dev  ## speed and memory against batch, image and data set size, and parallel jobs
 	@$(BIN)/python -m benchmarks.scaling

@@ -115,7 +115,7 @@ PIECEWISE_LINEAR = {
 
 
 class PiecewiseLinear(TorchFunctionMode):
-    """Within it, ReLU and LeakyReLU multiply by a constant mask, so that they have no second derivative at all.
+    """Within it, ReLU and LeakyReLU scale by constant slopes, so that they have no second derivative at all.
 
     To autograd it is a tensor of zeros, which it would carry back through every layer of the critic: up to a seventh
     of the arithmetic of a step of WGAN-GP. Values and gradients are the same.
@@ -128,7 +128,8 @@ class PiecewiseLinear(TorchFunctionMode):
             given = {"negative_slope": slope} | dict(zip(PIECEWISE_LINEAR[func], args, strict=False)) | kwargs
             if not given.get("inplace"):  # else others may count on the changed input
                 x = given["input"]
-                return x * torch.where(x > 0, 1.0, x.new_full((), given["negative_slope"]))
+                # x where x > 0, else slope * x: the kernel of LeakyReLU's gradient, which is linear in what it scales
+                return torch.ops.aten.leaky_relu_backward(x, x.detach(), given["negative_slope"], False)
         return func(*args, **kwargs)
 
 
