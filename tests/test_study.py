@@ -8,11 +8,11 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from tests.conftest import TINY, plan, wganlab
+from tests.conftest import TINY, first_job, wganlab
 from wganlab.build import build_module
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError, leaves
-from wganlab.study import arm_names, find_study, multirun, read_study, studies
+from wganlab.study import arm_names, find_study, multirun, read_study, several_at_a_time, studies
 
 #: Data that need no files, of the same shape as far as the networks care.
 STAND_IN = {
@@ -29,12 +29,27 @@ def arm(study: str, name: str, *overrides: str) -> DictConfig:
     """The plain config of an arm."""
     folder = find_study(study)
     arguments, _ = multirun(folder, [f"arms={name}", *STAND_IN.get(study, []), *overrides])
-    return plan(arguments, multirun=True, config_dir=str(folder))[0]
+    return first_job(arguments, config_dir=str(folder))
 
 
 @pytest.mark.parametrize(("study", "name"), ARMS, ids=lambda value: value)
 def test_every_arm_can_run(study: str, name: str) -> None:
     arm(study, name)
+
+
+def test_a_study_runs_a_job_on_each_core_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    joblib = "hydra/launcher=joblib"
+    for given in (["+arms=gan,wgan_gp"], ["+arms=glob(*)"], ["+arms=gan", "seed=range(3)"]):
+        assert several_at_a_time(given) == [*given, joblib]
+    two = ["+arms=gan,wgan_gp"]
+    for given in (["+arms=gan", "seed=0"], [*two, "hydra/launcher=basic"], [*two, joblib], [*two, "accelerator=gpu"]):
+        assert several_at_a_time(given) == given
+    for name, value in (("joblib.cpu_count", 1), ("torch.cuda.is_available", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, lambda value=value: value)
+            assert several_at_a_time(two) == two
 
 
 def plain(config: DictConfig) -> dict:

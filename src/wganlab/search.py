@@ -14,8 +14,9 @@ from wganlab.locks import locked
 from wganlab.schema import ConfigError, leaves
 
 #: Package of Hydra's plugin -> the extra of wganlab that brings it, with versions that work together, and its library.
+#: Joblib's comes with wganlab itself.
 EXTRAS = {
-    "hydra_joblib_launcher": ("joblib", "joblib"),
+    "hydra_joblib_launcher": ("", "joblib"),
     "hydra_submitit_launcher": ("slurm", "submitit"),
     "hydra_ray_launcher": ("ray", "ray"),
     "hydra_optuna_sweeper": ("optuna", "optuna"),
@@ -43,7 +44,8 @@ def check_plugins(hydra: DictConfig, overrides: Sequence[str]) -> None:
         except Exception as error:  # an import runs whatever code the module holds
             choice = hydra.runtime.choices.get(f"hydra/{key}")
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            advice = f"pip install 'wganlab[{extra}]' brings versions that work together"
+            what = f"'wganlab[{extra}]'" if extra else "wganlab"
+            advice = f"pip install {what} brings versions that work together"
             raise ConfigError(f"hydra/{key}", f"={choice}: cannot be used here ({reason}); {advice}") from error
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from pydantic import PositiveInt
 
-from wganlab.config import conf_dir
-from wganlab.environment import is_further_rank
+from wganlab.config import conf_dir, parse
+from wganlab.environment import is_further_rank, place
 from wganlab.report.claims import Verdict, decide, read_claims
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
@@ -102,7 +102,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
 
     folder = find_study(name)
     arguments, where = multirun(folder, overrides)
-    code = sweep(arguments, config_dir=str(folder))
+    code = sweep(several_at_a_time(arguments), config_dir=str(folder))
     if is_further_rank() or not any(Path(where).rglob("metrics.csv")):
         return code
     runs = find_runs([where])
@@ -115,6 +115,22 @@ def run(name: str, overrides: Sequence[str]) -> int:
     if found and any((run.folder / "wandb").is_dir() for run in runs):
         log_verdicts(Path(where), runs, found)
     return code
+
+
+def several_at_a_time(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a multirun, with a job for each core where they do not say who launches, and on what.
+
+    On two cores, two processes of one thread make 1.4 to 1.5 times the steps of one process with two threads
+    (benchmarks/results/seeds_together.md). A GPU is left to one job at a time.
+    """
+    import joblib
+    import torch
+
+    chosen = any(text.startswith(("hydra/", "hydra.launcher", "accelerator")) for text in arguments)
+    if chosen or place() or torch.cuda.is_available() or joblib.cpu_count() == 1:
+        return [*arguments]
+    alone = not any(override.is_sweep_override() for override in parse(arguments))
+    return [*arguments] if alone else [*arguments, "hydra/launcher=joblib"]
 
 
 def overview() -> str:
