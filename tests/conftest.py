@@ -15,15 +15,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from tests import forked
 from tests.isolation import isolated
 from wganlab.cli import main
 from wganlab.config import composer, parse, split_sweep, without_hydra
+from wganlab.data.mnist import FILES
 from wganlab.data.stream import Batch
 from wganlab.launch import plan_run, plan_sweep
 from wganlab.validate import parameters_at, training_config
 
 #: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.
 NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
+
+#: Whoever sets one of these gets an interpreter of their own.
+READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED", "WGANLAB_CONF", "LD_PRELOAD")
+#: Arguments of commands that start processes, which want to be children of an interpreter.
+STARTS_PROCESSES = ("hydra/launcher", "accelerator", "+search")
 
 #: Every method of conf/loss.
 LOSSES = [
@@ -91,9 +98,12 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user without W&B account does."""
+    """Run the command as a user without W&B account does, in a process of its own."""
     command = [sys.executable, "-m", "wganlab", *arguments]
     env = without_account(cwd) | environment
+    starts_others = arguments[0] == "study" or any(one.startswith(STARTS_PROCESSES) for one in arguments)
+    if not starts_others and all(env.get(key) == os.environ.get(key) for key in READ_BY_IMPORTS):
+        return forked.run([*arguments], cwd, env)
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -137,13 +147,17 @@ def config(*overrides: str) -> DictConfig:
     return training_config(overrides)
 
 
-def composed(overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None) -> list[DictConfig]:
-    """The configs of all jobs of a command line, whether they can run or not."""
+def composed(
+    overrides: Sequence[str], *, multirun: bool, config_dir: str | None = None, ends: bool = False
+) -> list[DictConfig]:
+    """The configs of all jobs of a command line, or of the first and the last, whether they can run or not."""
     with composer("train", config_dir, parameters_at) as hydra:
         if not multirun:
             return [without_hydra(hydra.compose(overrides))]
         jobs = plan_sweep(hydra, overrides)
-        return [hydra.compose(job, jobs.master) for job in split_sweep(parse(jobs.overrides))]
+        combinations = split_sweep(parse(jobs.overrides))
+        chosen = combinations[:: max(1, len(combinations) - 1)] if ends else combinations
+        return [hydra.compose(job, jobs.master) for job in chosen]
 
 
 def plan(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | None = None) -> list[DictConfig]:
@@ -156,6 +170,15 @@ def plan(overrides: Sequence[str], *, multirun: bool = False, config_dir: str | 
         for settings in configs:
             OmegaConf.resolve(settings)
         return configs
+
+
+def first_job(overrides: Sequence[str], *, config_dir: str | None = None) -> DictConfig:
+    """The checked config of the first job of a multirun, resolved: the others differ in what is swept."""
+    with composer("train", config_dir, parameters_at) as hydra:
+        jobs = plan_sweep(hydra, overrides)
+        config = without_hydra(jobs.load_sweep_config(jobs.master, split_sweep(parse(jobs.overrides))[0]))
+        OmegaConf.resolve(config)
+        return config
 
 
 @pytest.fixture(scope="session")
@@ -179,6 +202,22 @@ def run_of(sweep: Path) -> Callable[[str], Path]:
         return sweep / f"loss={loss}"
 
     return find
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path) -> Path:
+    """A root with well-formed MNIST files of a few images, in the format of the originals."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        n = 6 if name.startswith("train") else 3
+        if "images" in name:
+            sizes = [2051, n, 28, 28]
+            body = bytes((i * 37 + j) % 256 for i in range(n) for j in range(784))
+        else:
+            sizes, body = [2049, n], bytes(range(n))
+        (raw / name).write_bytes(b"".join(size.to_bytes(4, "big") for size in sizes) + body)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import bench
+from benchmarks import bench, peer
 from benchmarks.loops import TRICKS, bare, textbook
 from benchmarks.workloads import LOSSES, WORKLOADS, Workload, write_images
 
@@ -59,3 +60,27 @@ def test_bench_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     means = [sum(turn[name] for turn in turns) / len(turns) for name in ("textbook", "bare", "wganlab")]
     assert "| toy | gan | " + " | ".join(f"{value:,.0f}" for value in means) in text
     assert quick in text
+
+
+PEER = """
+import os, torchvision
+assert os.path.exists("../../data/mnist/MNIST/raw/train-images-idx3-ubyte")
+for step in range(100000):
+    open("../../steps", "w").write(str(step))
+    print("[Epoch 0/1] [Batch %d/937] [D loss: 1] [G loss: 2]" % step)
+"""
+
+
+def test_a_peer_goes_on_only_in_its_turn(tiny_mnist: Path, tmp_path: Path) -> None:
+    script = tmp_path / "peer.py"
+    script.write_text(PEER.replace("../../steps", str(tmp_path / "steps")))
+    with peer.running(script, tiny_mnist) as steps:
+        assert next(steps) == 5 * 64
+        time.sleep(0.1)
+        before = (tmp_path / "steps").read_text()
+        time.sleep(0.3)
+        assert (tmp_path / "steps").read_text() == before
+        next(steps)
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="has ended with code 3"), peer.running(script, tiny_mnist):
+        pass

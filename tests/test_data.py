@@ -21,22 +21,6 @@ from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.schema import InvalidValueError
 
 
-@pytest.fixture
-def tiny_mnist(tmp_path: Path) -> Path:
-    """A root with well-formed MNIST files of a few images, in the format of the originals."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name in FILES:
-        n = 6 if name.startswith("train") else 3
-        if "images" in name:
-            sizes = [2051, n, 28, 28]
-            body = bytes((i * 37 + j) % 256 for i in range(n) for j in range(784))
-        else:
-            sizes, body = [2049, n], bytes(range(n))
-        (raw / name).write_bytes(b"".join(size.to_bytes(4, "big") for size in sizes) + body)
-    return tmp_path
-
-
 @pytest.mark.parametrize("size", [28, 32, 8])
 def test_digits(size: int) -> None:
     source = Digits(size=size)

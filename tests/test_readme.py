@@ -61,7 +61,7 @@ STUDIES += [
 @pytest.mark.parametrize("command", STUDIES, ids=" ".join)
 def test_study_commands_compose(command: list[str]) -> None:
     folder = find_study(command[0])
-    assert composed(multirun(folder, command[1:])[0], multirun=True, config_dir=str(folder))
+    assert composed(multirun(folder, command[1:])[0], multirun=True, config_dir=str(folder), ends=True)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,6 @@ def test_every_way_to_fail_leaves_the_others_alone(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "saboteur.py").write_text(SABOTEUR)
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     command = [*COMMAND, *launcher, "+callbacks.bad.how=wait,kill"]  # it is at step 6 when the other dies
