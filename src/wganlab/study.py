@@ -120,7 +120,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
 def several_at_a_time(arguments: Sequence[str]) -> list[str]:
     """The arguments of a multirun, with a job for each core where they do not say who launches, and on what.
 
-    On two cores, two processes of one thread make 1.4 to 1.5 times the steps of one process with two threads
+    On two cores, two processes of one thread make 1.4 times the steps of one process with two threads
     (benchmarks/results/seeds_together.md). A GPU is left to one job at a time.
     """
     import joblib
