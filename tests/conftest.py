@@ -28,7 +28,7 @@ from wganlab.validate import parameters_at, training_config
 NOT_OURS = ("WANDB_", "WGANLAB_SWEEP", "SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_")
 
 #: Whoever sets one of these gets an interpreter of their own.
-READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED", "WGANLAB_CONF", "LD_PRELOAD")
+READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED")
 #: Arguments of commands that start processes, which want to be children of an interpreter.
 STARTS_PROCESSES = ("hydra/launcher", "accelerator", "+search")
 
