@@ -169,7 +169,7 @@ def bare(config: DictConfig, *, compiled: bool = False, without: str = "") -> It
         use_torchs_dropout(critic)
     optimizer_g, optimizer_c = optimizers(config, generator, critic, fused=without != "fused Adam")
     wasteful, one_pass = without == "own gradients only", critic.samplewise and without != "one pass"
-    constant_slopes = nullcontext() if compiled or without == "constant slopes" else PiecewiseLinear()
+    constant_slopes = nullcontext() if without == "constant slopes" else PiecewiseLinear()
     of_generator: list[Tensor] = list(generator.parameters())
     of_critic: list[Tensor] = list(critic.parameters())
     size, n_critic, latent_dim = config.batch_size, config.loss.n_critic, config.model.latent_dim

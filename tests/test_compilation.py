@@ -1,13 +1,17 @@
 """Every fast path gives the results of the plain one."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.loops import gradient_penalty, optimizers
 from tests.conftest import config
@@ -210,3 +214,34 @@ def test_a_gradient_in_another_layout_is_laid_out_as_its_parameter() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be found")
 def test_optimizers_do_not_look_for_a_gpu_at_every_step() -> None:
     assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
+
+
+def test_no_zeros_are_multiplied_in_a_compiled_penalty() -> None:
+    """To autograd, the second derivative of LeakyReLU is a tensor of zeros: the compiled critic of WGAN-GP would make
+    three more products for it."""
+    module = build_module(settings := config("loss=wgan_gp", *MLP), construct(settings, "dataset"))
+    real = Batch(torch.randn(4, 1, 28, 28))
+    gradients = functools.partial(module.gradients, "critic", ("gradient_penalty",), real, module.critic_latents(real))
+    plain, compiled = Products(), []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        compiled.extend(node.target for node in graph.graph.nodes if node.target in Products.KINDS)
+        return graph
+
+    with plain:
+        gradients()
+    torch.compiler.reset()
+    torch._dynamo.config.trace_autograd_ops = True
+    torch.compile(gradients, fullgraph=True, backend=aot_autograd(fw_compiler=count))()
+    assert len(compiled) == plain.seen > 0
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    KINDS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += func in self.KINDS
+        return func(*args, **(kwargs or {}))
