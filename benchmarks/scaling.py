@@ -1,8 +1,10 @@
-"""``make bench-scaling``: how speed and memory change with batch size, image size, data set size and parallel jobs.
+"""``make bench-scaling``: how speed and memory change with batch size, image size, data set size and parallel jobs;
+what a start, a further job of a sweep, and scores cost.
 
 All by ``wganlab train loss=wgan_gp``. Writes results/scaling.md and scaling.svg.
 """
 
+import functools
 import json
 import re
 import statistics
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import RESULTS, machine
+from wganlab.build import build_module, construct, open_stream
+from wganlab.metrics.features import frechet_distance
 from wganlab.training import commit, fit
 from wganlab.validate import training_config
 
@@ -80,30 +84,53 @@ def report_peak(arguments: str) -> None:
     print(int(peak[1]) / 1024 if peak else "nan")
 
 
-def start_up() -> float:
-    """Seconds from the command to the row of the first generator step; median of three."""
-    took = []
-    for _ in range(3):
+def seconds_of(*command: str) -> float:
+    """Wall time of a Python command."""
+    return timed(lambda: subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL))
+
+
+def start_up() -> tuple[float, float]:
+    """Seconds of ``wganlab train steps=1`` without observers and of ``import torch``: medians of nine, in turns."""
+    took: list[tuple[float, float]] = []
+    for _ in range(9):
         with tempfile.TemporaryDirectory() as folder:
-            command = ["train", "dataset=digits", "steps=2", "log_every=1", f"hydra.run.dir={folder}/run"]
-            started = time.perf_counter()
-            process = subprocess.Popen([sys.executable, "-m", "wganlab", *command], stdout=subprocess.DEVNULL)
-            rows = Path(folder, "run", "metrics.csv")
-            while not (rows.exists() and rows.read_text().count("\n") > 1) and process.poll() is None:
-                time.sleep(0.01)
-            took.append(time.perf_counter() - started)
-            if process.wait():
-                raise RuntimeError("the run has failed")
-    return statistics.median(took)
+            short = ["train", "steps=1", "logger=csv", "callbacks=none", f"hydra.run.dir={folder}/run"]
+            took.append((seconds_of("-m", "wganlab", *short), seconds_of("-c", "import torch")))
+    train, imported = map(statistics.median, zip(*took, strict=True))
+    return train, imported
+
+
+def evaluation() -> tuple[float, float, float]:
+    """What ``extractor=classifier`` costs on digits: its share of a first run of 2,000 steps of the S2 MLP, for which
+    the classifier is trained, and of any later one; and the seconds of an FID of 10,000 images."""
+    with tempfile.TemporaryDirectory() as cache:
+        config = training_config(["dataset=digits", "extractor=classifier", f"extractor.cache={cache}"])
+        source = construct(config, "dataset")
+        module, stream = build_module(config, source), open_stream(config, source, torch.device("cpu"))
+        scheduled = construct(config, "callbacks")["evaluation"]
+        classifier, score = scheduled.protocol.extractor, functools.partial(
+            scheduled.protocol.scores, module.generate_parts, module.shown_labels
+        )  # fmt: skip
+        learning, once = (timed(lambda: scheduled.protocol.prepare(stream)) for _ in range(2))
+        scores = 2000 // scheduled.every * statistics.median(timed(score) for _ in range(5))
+        real = classifier.features(module.generate(10_000, seed=1))[0]
+        fid = timed(lambda: frechet_distance(real, classifier.features(module.generate(10_000))[0]))
+    training = 10 * train(200, "dataset=digits")["seconds"]
+    return *(cost / (cost + training) for cost in (learning + scores, once + scores)), fid
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def sweep_seconds(*launcher: str) -> float:
     """Wall time of four runs of 300 steps on digits."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["train", "-m", "dataset=digits", "seed=0,1,2,3", "steps=300", f"hydra.sweep.dir={folder}", *launcher]
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "wganlab", *command], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started
+        return seconds_of("-m", "wganlab", *command)
 
 
 def per_job_overhead() -> float:
@@ -113,12 +140,11 @@ def per_job_overhead() -> float:
         for n in (1, 17):
             seeds = ",".join(map(str, range(n)))
             command = ["train", "-m", "dataset=digits", f"seed={seeds}", "steps=25", f"hydra.sweep.dir={folder}/{n}"]
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "wganlab", *command], check=True, stdout=subprocess.DEVNULL)
+            took = seconds_of("-m", "wganlab", *command)
             trained = sum(
                 json.loads(path.read_text())["seconds"] for path in Path(folder, str(n)).rglob("summary.json")
             )
-            sizes.append(time.perf_counter() - started - trained)
+            sizes.append(took - trained)
         return (sizes[1] - sizes[0]) / 16
 
 
@@ -131,6 +157,7 @@ def main() -> None:
     }
     memory = {n: peak_memory(n) for n in (1000, 60_000, 240_000)}
     per_image = (memory[240_000] - memory[1000]) * 2**20 / 239_000
+    (start, imported), (first, later, fid) = start_up(), evaluation()
     one, two = sweep_seconds(), sweep_seconds("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     text = [
         f"Made by `make bench-scaling` at {commit()}. {machine()}.",
@@ -142,8 +169,11 @@ def main() -> None:
         f"- peak memory: {', '.join(f'{n:,} images {mib:,.0f} MiB' for n, mib in memory.items())}: "
         f"{per_image / 784:.2f} bytes per pixel beside a constant",
         f"- a sweep of 4 runs x 300 steps: {one:.0f} s one after the other, {two:.0f} s with joblib and two workers",
-        f"- from the command to the first generator step, dataset=digits: {start_up():.1f} s",
+        f"- `wganlab train steps=1 logger=csv callbacks=none`: {start:.1f} s, {start / imported:.2f} times as long as "
+        "`import torch`",
         f"- each further job of a sweep spends {per_job_overhead():.2f} s outside training",
+        f"- extractor=classifier: {first:.1%} of the first run of 2,000 steps on digits, from which it learns them, and "
+        f"{later:.1%} of others; an FID of 10,000 images of 28x28 takes {fid:.1f} s",
         "",
     ]  # fmt: skip
     (RESULTS / "scaling.md").write_text("\n".join(text))

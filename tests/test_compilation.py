@@ -222,7 +222,7 @@ def test_no_zeros_are_multiplied_in_a_compiled_penalty() -> None:
     module = build_module(settings := config("loss=wgan_gp", *MLP), construct(settings, "dataset"))
     real = Batch(torch.randn(4, 1, 28, 28))
     gradients = functools.partial(module.gradients, "critic", ("gradient_penalty",), real, module.critic_latents(real))
-    plain, compiled = Products(), []
+    plain, compiled = Products(), list[Any]()
 
     def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
         compiled.extend(node.target for node in graph.graph.nodes if node.target in Products.KINDS)
