@@ -172,7 +172,7 @@ def main() -> None:
         f"- `wganlab train steps=1 logger=csv callbacks=none`: {start:.1f} s, {start / imported:.2f} times as long as "
         "`import torch`",
         f"- each further job of a sweep spends {per_job_overhead():.2f} s outside training",
-        f"- extractor=classifier: {first:.1%} of the first run of 2,000 steps on digits, from which it learns them, and "
+        f"- extractor=classifier: {first:.1%} of the first run of 2,000 steps on digits, which it learns in it, and "
         f"{later:.1%} of others; an FID of 10,000 images of 28x28 takes {fid:.1f} s",
         "",
     ]  # fmt: skip
