@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests.conftest import TINY, wganlab
 from tests.test_report import make_run
-from wganlab.report.claims import decide, read_claims, verdict_table
+from wganlab.report.claims import read_claims
 from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
 from wganlab.report.publish import export
 from wganlab.report.tables import latex_table, markdown_table
+from wganlab.report.verdicts import Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.study import multirun, read_study
@@ -37,42 +38,27 @@ def runs(folder: Path, values: Mapping[str, list[float]], state: str = "complete
     return find_runs([folder])
 
 
+def verdicts(found: list[Run], *contents: Mapping[str, Any], seeds: int = 8, **options: Any) -> list[Verdict]:
+    """The verdicts on claims about arms a and b, for which so many seeds were planned."""
+    return decide(read_claims(contents, ["a", "b"], "study.yaml"), found, [*map(str, range(seeds))], **options)
+
+
 def verdict(folder: Path, values: Mapping[str, list[float]], **changes: object) -> tuple[str, float]:
-    """The verdict on CLAIM with some changes, and the mean that was measured."""
-    (found,) = decide(read_claims([CLAIM | changes], ["a", "b"], "study.yaml"), runs(folder, values))
+    """The verdict on CLAIM with some changes, and the centre that was measured."""
+    (found,) = verdicts(runs(folder, values), CLAIM | changes)
     record = found.record()
-    return record["verdict"], record["mean"]
+    return record["verdict"], record["centre"]
 
 
-A, B = [10.0, 11.0, 12.0], [20.0, 21.5, 21.5]
+A, B = [10.0, 11.0, 12.0, 10.5, 11.5, 10.0, 12.0, 11.0], [20.0, 21.5, 21.5, 20.5, 21.5, 20.5, 21.5, 21.0]
 
 
 def test_paired_differences_decide(tmp_path: Path) -> None:
     assert verdict(tmp_path, {"a": A, "b": B}) == ("holds", pytest.approx(-10))
 
 
-def test_tuned_arms_are_taken_at_what_suits_each_best(tmp_path: Path) -> None:
-    found = runs(tmp_path, {"a": A, "b": B})
-    for run in runs(tmp_path / "more", {"a": [9.0, 20.0, 20.0], "b": [30.0, 1.0, 30.0]}):
-        run.overrides["lr"] = "1"
-        found.append(run)
-    for changes, expected in (({}, (-15.5 + 4.25 - 9.75) / 3), ({"tuned": True}, (9 - 20 + 11 - 1 + 12 - 21.5) / 3)):
-        (decided,) = decide(read_claims([CLAIM | changes], ["a", "b"], "study.yaml"), found)
-        assert decided.record()["mean"] == pytest.approx(expected)
-    assert "each tuned" in decided.claim.number
-
-
 def test_the_opposite_does_not_hold(tmp_path: Path) -> None:
     assert verdict(tmp_path, {"a": B, "b": A}) == ("does not hold", pytest.approx(10))
-
-
-def test_noise_is_undecided_and_says_how_many_seeds_would_do(tmp_path: Path) -> None:
-    values = {"a": [10.0, 30.0, 20.0], "b": [21.0, 20.0, 31.0]}
-    (found,) = decide(read_claims([CLAIM], ["a", "b"], "study.yaml"), runs(tmp_path, values))
-    assert found.decision == "undecided"
-    assert found.more_seeds is not None
-    assert f"about {found.more_seeds} more seed" in found.description
-    assert "| **undecided" in verdict_table([found])
 
 
 @pytest.mark.parametrize(
@@ -94,16 +80,44 @@ def test_rank_correlation_over_a_run(tmp_path: Path) -> None:
     assert mean == pytest.approx(1), "FID is 2f, f/2, f where the loss is 3, 1, 2"
 
 
-def test_seeds_without_a_partner_and_runs_that_failed_are_left_out(tmp_path: Path) -> None:
-    found = runs(tmp_path, {"a": A, "b": B[:2]})
-    (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), found)
-    assert list(one.values) == ["0", "1"]
-    (tmp_path / "arms=a,seed=0" / "status.json").write_text(json.dumps({"state": "failed"}))
-    (one,) = decide(read_claims([CLAIM], ["a", "b"], ""), find_runs([tmp_path]))
-    assert list(one.values) == ["1"]
-    assert one.description == "undecided (seeds with eval/fid: 1; it takes two)"
-    (none,) = decide(read_claims([CLAIM], ["a", "b"], ""), [])
+def test_seeds_that_are_missing_make_a_claim_provisional_and_not_smaller(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"a": A, "b": B[:7]})
+    (one,) = verdicts(found, CLAIM)
+    assert list(one.values) == [*"0123456"]
+    assert one.description == "provisional (7 of 8 seeds), leans towards holds"
+    (tmp_path / "arms=a,seed=0" / "status.json").write_text(json.dumps({"state": "failed", "error": "OSError: disk"}))
+    (one,) = verdicts(find_runs([tmp_path]), CLAIM)
+    assert list(one.values) == [*"123456"]
+    assert one.record()["p"] is None
+    (none,) = verdicts([], CLAIM)
     assert none.measured == "not measured"
+    assert none.description == "provisional (0 of 8 seeds), leans nowhere yet"
+
+
+def test_runs_that_diverge_are_outcomes(tmp_path: Path) -> None:
+    """Of A, a diverged run is the worst; of B, whose other seven runs are worse, too. Three of B's diverge."""
+    runs(tmp_path, {"a": A, "b": B})
+    lost = json.dumps({"state": "failed", "error": "FloatingPointError: critic/loss is nan at step 3"})
+    for name in ("arms=a,seed=0", "arms=b,seed=0", "arms=b,seed=1", "arms=b,seed=2"):
+        (tmp_path / name / "status.json").write_text(lost)
+    share = {**CLAIM, "metric": "diverged", "arm": "b", "versus": "a", "below": None, "above": 0}
+    silent, worst, more, few = verdicts(
+        find_runs([tmp_path]),
+        CLAIM,
+        CLAIM | {"diverged": "worst", "ratio": True},
+        share,
+        share | {"versus": None, "arm": "a", "above": None, "below": 0.5},
+    )
+    assert silent.description == "incomplete (4 runs diverged, and the claim does not say what that counts as)"
+    assert worst.values["0"] == 0, "both diverged: neither is better"
+    assert worst.values["1"] == worst.values["2"] == -math.inf
+    assert worst.values["3"] == pytest.approx(math.log10(10.5 / 20.5))
+    assert worst.seeds == "8 (4 diverged)"
+    assert worst.p_values["ranks"]["holds"] == 2 / 256, "seven of eight seeds, the eighth at zero"
+    assert [*more.values.values()] == [0, 1, 1, 0, 0, 0, 0, 0]
+    assert more.p_values["sign flips"]["holds"] == 0.25
+    assert few.summary[0] == 1 / 8
+    assert few.p_values["binomial"]["holds"] == pytest.approx(9 / 256)
 
 
 def test_where_narrows_and_other_sweeps_are_averaged(tmp_path: Path) -> None:
@@ -113,20 +127,28 @@ def test_where_narrows_and_other_sweeps_are_averaged(tmp_path: Path) -> None:
             folder = tmp_path / f"{dataset}{seed}"
             make_run(folder, {"seed": seed}, ["+arms=a", f"dataset={dataset}", f"seed={seed}"], rows)
     content = CLAIM | {"versus": None}
-    every, digits = decide(
-        read_claims([content, content | {"where": {"dataset": "digits"}}], ["a"], ""), find_runs([tmp_path])
-    )
+    every, digits = verdicts(find_runs([tmp_path]), content, content | {"where": {"dataset": "digits"}})
     assert every.values == {"0": 2.0, "1": 3.0}
     assert digits.values == {"0": 3.0, "1": 4.0}
 
 
 def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
-    values = {"a": [10.0, 11.0, 12.5], "b": [14.0, 15.5, 15.5]}
-    found = runs(tmp_path, values)
-    (alone,) = decide(read_claims([CLAIM], ["a", "b"], ""), found)
-    among = decide(read_claims([CLAIM] * 4, ["a", "b"], ""), found)
+    found = runs(tmp_path, {"a": A, "b": B})
+    (alone,) = verdicts(found, CLAIM)
+    among = verdicts(found, *[CLAIM] * 20)
     assert alone.decision == "holds"
-    assert among[0].p == pytest.approx(4 * alone.p)
+    assert among[0].alpha == pytest.approx(alone.alpha / 20)
+    assert among[0].decision == "undecided"
+
+
+def test_seeds_that_are_added_are_a_second_stage(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"a": A * 2, "b": B * 2})
+    (first,) = verdicts([run for run in found if int(run.config["seed"]) < 8], CLAIM)
+    (second,) = verdicts(found, CLAIM, earlier=first.stages)
+    assert second.stages == [[*"01234567"], ["8", "9", *map(str, range(10, 16))]]
+    assert second.alpha == pytest.approx(first.alpha / 5)
+    assert second.seeds == "16 at look 2"
+    assert second.decision == "holds"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +160,8 @@ def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
         ({"at": "last"}, "claims[0].at=last: must be one of final, best, gap, mean"),
         ({"metrik": "x"}, "claims[0].metrik: unknown key"),
         ({"metric": "mine", "at": "best"}, "claims[0]: at=best needs a metric with a best value; mine has only"),
-        ({"metric": "critic/penalty", "tuned": True}, "claims[0]: tuned needs a metric with a best value"),
+        ({"metric": "critic/penalty", "diverged": "worst"}, "claims[0]: diverged=worst needs a metric with a worst"),
+        ({"matters": 0}, "claims[0].matters=0: must be a number > 0"),
     ],
 )
 def test_wrong_claims_are_refused(changes: dict, expected: str) -> None:
@@ -162,7 +185,7 @@ def own_study(folder: Path) -> Path:
     ]
     content = {
         "question": "How fast?",
-        "sweep": {"seed": "0,1,2"},
+        "sweep": {"seed": "range(8)"},
         "claims": claims,
         "budgets": {"long": {"seed": "7"}},
     }
@@ -175,7 +198,7 @@ TINY_STUDY = [*TINY, "steps=60", "logger=csv", "dataset=digits", "model=mlp"]
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a user has run a study, mine, of six runs; what it printed is in stdout.txt."""
+    """The folder in which a user has run a study, mine, of 16 runs; what it printed is in stdout.txt."""
     folder = tmp_path_factory.mktemp("user")
     own_study(folder / "experiments" / "mine")
     done = wganlab("study", "mine", *TINY_STUDY, cwd=folder)
@@ -192,13 +215,16 @@ def test_a_study_ends_with_its_verdicts(studied: Path) -> None:
     record = json.loads((folder / "verdicts.json").read_text())
     assert record["question"] == "How fast?"
     assert [claim["verdict"] for claim in record["claims"]] == ["holds", "does not hold"]
-    assert record["runs"] == 6
-    assert (folder / "verdicts.md").read_text().count("\n") == 4
+    assert record["runs"] == 16
+    assert record["stages"] == [[*"01234567"]]
+    table = (folder / "verdicts.md").read_text()
+    assert "| **holds** |" in table
+    assert "Look 1 at 8 planned seeds: every test is one-sided at 0.02" in table
     page = (folder / "index.html").read_text()
     assert "How fast?" in page
     assert "does not hold" in page
     again = wganlab("study", "mine", *TINY_STUDY, cwd=studied)
-    assert again.stdout.count("already completed") == 6
+    assert again.stdout.count("already completed") == 16
     assert "holds: Fast is nearer (us)" in again.stdout
 
 
@@ -336,7 +362,7 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     verdicts = json.loads((folder / "verdicts.json").read_text())
     assert [claim["verdict"] for claim in verdicts["claims"]] == ["holds", "does not hold"]
     index = (tmp_path / "experiments" / "README.md").read_text()
-    before, row, after = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 6 runs, ")
+    before, row, after = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 16 runs, ")
     assert before.startswith("Before.\n<!-- studies -->\n| study ")
     assert row
     assert after.endswith("|\n<!-- end of studies -->\nAfter.\n")
@@ -378,7 +404,7 @@ def test_scores_of_different_protocols_stand_in_tables_of_their_own(tmp_path: Pa
 
 
 def test_arms_are_summed_up_with_intervals(tmp_path: Path) -> None:
-    records = results(runs(tmp_path, {"a": A, "b": B}))
+    records = results(runs(tmp_path, {"a": [10.0, 11.0, 12.0], "b": [20.0, 21.5, 21.5]}))
     arm_a, _ = by_arm(records)
     mean, low, high = arm_a["final/eval/fid"]
     # t(0.975, 2) sd / sqrt 3 with sd = 1

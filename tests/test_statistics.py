@@ -1,11 +1,26 @@
-"""Verdicts err at most as often as they say, and say what the numbers say."""
+"""The tests of seeds, against values known from elsewhere."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from wganlab.statistics import ALPHA, between, exceeds, holm, interval, seeds_needed
+from wganlab.statistics import (
+    combined,
+    flipped,
+    interval,
+    largest_spread,
+    median_interval,
+    seeds_for_power,
+    share_test,
+    sign_flip_test,
+    sign_test,
+    signed_rank_test,
+    t_test,
+)
+
+VALUES = [0.8, -0.3, 1.1, 0.4, 1.9, -0.2, 0.7, 0.5, 2.2]
 
 
 def test_interval_of_known_values() -> None:
@@ -15,73 +30,64 @@ def test_interval_of_known_values() -> None:
     assert math.isnan(interval([1.0])[1])
 
 
-def test_one_sided_p_value_of_known_values() -> None:
-    # t = sqrt(3) with 2 degrees of freedom: the upper tail is (1 - t / sqrt(2 + t^2)) / 2
-    t = (2 - 1) / 1 * math.sqrt(3)
-    assert exceeds([1.0, 2.0, 3.0], 1.0) == pytest.approx((1 - t / math.sqrt(2 + t * t)) / 2)
-    assert exceeds([1.0, 2.0, 3.0], -math.inf) == 0
-    assert exceeds([5.0], 1.0) == 1
+@pytest.mark.parametrize("bound", [-0.5, 0.0, 0.4, 1.0])
+def test_p_values_are_those_of_scipy(bound: float) -> None:
+    shifted = np.array(VALUES) - bound
+    assert t_test(VALUES, bound) == pytest.approx(stats.ttest_1samp(VALUES, bound, alternative="greater").pvalue)
+    assert sign_flip_test(VALUES, bound) == pytest.approx(
+        stats.permutation_test((shifted,), np.sum, permutation_type="samples", alternative="greater").pvalue
+    )
+    above, n = int((shifted > 0).sum()), int((shifted != 0).sum())
+    assert sign_test(VALUES, bound) == pytest.approx(stats.binomtest(above, n, 0.5, alternative="greater").pvalue)
+    if 0 not in shifted:
+        exact = stats.wilcoxon(shifted, alternative="greater", method="exact").pvalue
+        assert signed_rank_test(VALUES, bound) == pytest.approx(exact)
 
 
-def test_equal_values_are_judged_by_the_sign_test() -> None:
-    assert exceeds([25.0, 25.0, 25.0], 24.5) == 1 / 8
-    assert between([25.0] * 3, 24.5, math.inf) == (True, 0.25)
-    assert seeds_needed([25.0] * 3, 24.5, math.inf) == 6
+def test_shares_are_tested_by_the_binomial_distribution() -> None:
+    expected = stats.binomtest(3, 10, 0.1, alternative="greater").pvalue
+    assert share_test([1, 1, 1, *[0] * 7], 0.1) == pytest.approx(expected)
+    assert share_test([0] * 8, 0.0) == 1
+    # of differences of 0 and 1, sign flips are McNemar's exact test: 6 of 6 discordant pairs
+    assert sign_flip_test([1] * 6 + [0] * 10, 0.0) == pytest.approx(0.5**6)
 
 
-def test_verdicts_follow_the_interval() -> None:
-    values = [1.0, 1.1, 0.9, 1.05, 0.95]
-    assert between(values, 0.5, math.inf)[0]
-    assert between(values, 0.5, math.inf)[1] < 0.001
-    assert not between(values, 1.5, math.inf)[0]
-    assert between(values, 1.5, math.inf)[1] < 0.001
-    assert between(values, 1.0, math.inf)[1] == pytest.approx(1)
-    inside, p = between(values, 0.5, 1.5)
-    assert inside
-    assert p < 0.01
-    outside, p = between(values, 2.0, 3.0)
-    assert not outside
-    assert p < 0.01
+def test_infinite_values_are_the_most_extreme_ranks() -> None:
+    assert signed_rank_test([1.0, 2.0, 3.0, math.inf], 0.0) == signed_rank_test([1.0, 2.0, 3.0, 4.0], 0.0) == 1 / 16
+    assert signed_rank_test([1.0, 2.0, 3.0, -math.inf], 0.0) == signed_rank_test([1.0, 2.0, 3.0, -4.0], 0.0) == 7 / 16
 
 
-def test_holm_of_known_values() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([]) == []
+def test_values_without_spread_are_judged_by_their_signs() -> None:
+    assert t_test([25.0] * 8, 24.5) == 1 / 256
+    assert t_test([25.0] * 8, 25.0) == 1
+    assert t_test([5.0], 1.0) == 1
 
 
-def test_seeds_needed() -> None:
-    values = [0.8, 1.0, 1.2]
-    n = seeds_needed(values, 0.9, math.inf)
+def test_many_values_have_their_signs_drawn() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1, 30)
+    assert flipped(values) == pytest.approx(t_test([*values], 0.0), abs=0.01)
+    assert flipped(np.ones(40)) == pytest.approx(1 / 2**16), "never zero"
+
+
+def test_the_median_has_an_interval_of_two_of_the_values() -> None:
+    values = [float(value) for value in range(1, 9)]
+    assert median_interval(values, level=1 - 2 / 256) == (4.5, 1, 8)
+    assert median_interval(values, level=1 - 2 * 9 / 256) == (4.5, 2, 7)
+    assert median_interval(values, level=0.999) == (4.5, -math.inf, math.inf)
+
+
+def test_stages_combine_by_inverse_normals() -> None:
+    assert combined([0.03], [8]) == 0.03
+    z = (stats.norm.isf(0.05) * 2 + stats.norm.isf(0.2) * 3) / math.sqrt(13)
+    assert combined([0.05, 0.2], [4, 9]) == pytest.approx(stats.norm.sf(z))
+
+
+def test_seeds_for_power_are_those_of_the_noncentral_t() -> None:
+    n = seeds_for_power(1.0, 1.2, 0.01)
     assert n is not None
-    sd = 0.2
-    from scipy.stats import t
-
-    for seeds, decided in ((n, True), (n - 1, False)):
-        assert (t.isf(ALPHA / 2, seeds - 1) * sd / math.sqrt(seeds) < 1.0 - 0.9) == decided
-    assert seeds_needed([0.0, 1.0, 2.0], 1.0, math.inf) is None
-
-
-NULLS = {
-    "normal": lambda random, shape: random.normal(size=shape),
-    "heavy tails": lambda random, shape: random.standard_t(3, size=shape),
-    "differences of skewed scores": lambda random, shape: random.lognormal(size=shape) - random.lognormal(size=shape),
-    "differences of counts": lambda random, shape: (random.poisson(2, shape) - random.poisson(2, shape)).astype(float),
-}
-
-
-@pytest.mark.parametrize("null", NULLS)
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_studies_without_effects_find_one_at_most_at_the_stated_rate(null: str, seeds: int) -> None:
-    """Four claims of which none is true: the rate of studies that decide any of them."""
-    random = np.random.default_rng(0)
-    studies, claims = 1500, 4
-    values = NULLS[null](random, (studies, claims, seeds))
-    wrong = sum(min(holm([between(list(row), 0.0, math.inf)[1] for row in study])) < ALPHA for study in values)
-    assert wrong / studies <= ALPHA + 2.5 * math.sqrt(ALPHA * (1 - ALPHA) / studies)
-
-
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    random = np.random.default_rng(1)
-    found = [interval(list(row)) for row in random.normal(loc=3, size=(2000, 4))]
-    covered = np.mean([low < 3 < high for _, low, high in found])
-    assert covered == pytest.approx(0.95, abs=0.015)
+    for seeds, enough in ((n, True), (n - 1, False)):
+        critical = stats.t.isf(0.01, seeds - 1)
+        assert (stats.nct.sf(critical, seeds - 1, 1 / 1.2 * math.sqrt(seeds)) >= 0.8) == enough
+    assert seeds_for_power(0.0, 1.0, 0.05) is None
+    assert seeds_for_power(5.0, 0.1, 0.005) == 8, "fewer could not reach the level by any exact test"
+    assert largest_spread([1.0, 2.0, 3.0]) == pytest.approx(math.sqrt(2 / stats.chi2.ppf(0.2, 2)))

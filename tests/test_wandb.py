@@ -19,7 +19,8 @@ from tests.conftest import TINY, begin, wait_for, wganlab, without_account
 from tests.test_claims import CLAIM
 from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
-from wganlab.report.claims import decide, read_claims
+from wganlab.report.claims import read_claims
+from wganlab.report.verdicts import decide
 from wganlab.runs import Run
 from wganlab.study import log_verdicts
 
@@ -168,7 +169,7 @@ def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     found = synthetic_runs(tmp_path / "study", {"a": [10.0, 11.0, 12.0], "b": [20.0, 21.0, 22.5]})
-    verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found)
+    verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found, [*"01234567"])
     log_verdicts(tmp_path / "study", found, verdicts)
     text = inspect(tmp_path / "study") + inspect(tmp_path / "study", "--summary")
     assert '"verdicts"' in text

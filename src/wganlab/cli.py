@@ -111,7 +111,10 @@ def study(arguments: Sequence[str]) -> int | None:
     elif options.publish:
         folder = study.find_study(options.overrides[0])
         _, where = study.multirun(folder, options.overrides[1:])
-        print(*map(os.path.relpath, study.publish(folder, Path(where))), sep="\n")
+        print(
+            *map(os.path.relpath, study.publish(folder, Path(where), budget=study.budget_of(options.overrides))),
+            sep="\n",
+        )
     else:
         return study.run(options.overrides[0], options.overrides[1:])
     return 0

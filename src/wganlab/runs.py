@@ -140,6 +140,11 @@ class Run:
         """The state in status.json."""
         return self.status["state"]
 
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed since a loss was no longer finite."""
+        return self.state == Status.FAILED and str(self.status.get("error")).startswith(FloatingPointError.__name__)
+
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty for a run that did not complete."""

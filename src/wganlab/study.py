@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
-from wganlab.config import conf_dir, parse
+from wganlab.config import conf_dir, parse, split_sweep
 from wganlab.environment import is_further_rank, place
-from wganlab.report.claims import Verdict, decide, read_claims
+from wganlab.report.claims import Claim, read_claims
+from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
 
@@ -32,15 +33,18 @@ class Study:
 
     ``sweep`` is a multirun, key -> values, which the command line may change; ``budgets`` are named changes of it,
     chosen by budget=NAME. ``claims`` are sentences that the runs decide, with the keys of
-    :class:`wganlab.report.claims.Claim`. ``samples_at_epochs`` are the epochs whose losses :func:`publish` shows, and
-    after which it shows samples; ``grids_at_steps`` the generator steps after which it shows whole grids of them. What
-    a source printed of its epochs stands in published.csv (:func:`wganlab.report.epochs.read_published`).
+    :class:`wganlab.report.claims.Claim`; the seeds of the sweep, or of the budget, are those that are planned, and
+    ``matters`` is the smallest ratio of interest, in decades. ``samples_at_epochs`` are the epochs whose losses
+    :func:`publish` shows, and after which it shows samples; ``grids_at_steps`` the generator steps after which it shows
+    whole grids of them. What a source printed of its epochs stands in published.csv
+    (:func:`wganlab.report.epochs.read_published`).
     """
 
     question: str
     sweep: Sweep
     budgets: Mapping[str, Sweep] = field(default_factory=dict)
     claims: Sequence[Mapping[str, Any]] = ()
+    matters: PositiveFloat | None = None
     samples_at_epochs: Sequence[PositiveInt] = ()
     grids_at_steps: Sequence[PositiveInt] = ()
 
@@ -92,6 +96,11 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
     return [*arguments, *rest], str(chosen["hydra.sweep.dir"])
 
 
+def budget_of(overrides: Sequence[str]) -> str | None:
+    """The budget that a command line names."""
+    return next((text.partition("=")[2] for text in overrides if text.startswith("budget=")), None)
+
+
 def run(name: str, overrides: Sequence[str]) -> int:
     """Run the arms of a study, compare them, and decide its claims; returns the exit code.
 
@@ -106,11 +115,11 @@ def run(name: str, overrides: Sequence[str]) -> int:
     if is_further_rank() or not any(Path(where).rglob("metrics.csv")):
         return code
     runs = find_runs([where])
-    found = verdicts(folder, runs)
+    found = verdicts(folder, runs, Path(where), budget=budget_of(overrides))
     write_report(runs, Path(where), question=read_study(folder).question, verdicts=found)
     for verdict in found:
         print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
-        print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}")
+        print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}; p {verdict.tested}")
     print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(where)}/index.html")
     if found and any((run.folder / "wandb").is_dir() for run in runs):
         log_verdicts(Path(where), runs, found)
@@ -159,13 +168,31 @@ def read_study(folder: Path) -> Study:
         raise ConfigError(str(path), ": must hold question and sweep")
     check_call(Study, content, f"{path}: ")
     study = Study(**content)
-    read_claims(study.claims, arm_names(folder), str(path))
+    claims_of(folder, study)
     return study
 
 
-def verdicts(folder: Path, runs: Sequence[Run]) -> list[Verdict]:
-    """The verdict of each claim of a study, from its runs."""
-    return decide(read_claims(read_study(folder).claims, arm_names(folder), str(folder)), runs)
+def claims_of(folder: Path, study: Study) -> list[Claim]:
+    """The claims of a study. Raises ConfigError for a wrong one."""
+    return read_claims(study.claims, arm_names(folder), str(folder / "study.yaml"), matters=study.matters)
+
+
+def verdicts(folder: Path, runs: Sequence[Run], sweep_dir: Path, *, budget: str | None = None) -> list[Verdict]:
+    """The verdict of each claim of a study, from its runs; the folder of its sweep knows of earlier looks."""
+    study = read_study(folder)
+    return decide(claims_of(folder, study), runs, planned_seeds(study, budget), earlier=looks(sweep_dir))
+
+
+def planned_seeds(study: Study, budget: str | None) -> list[str]:
+    """The seeds that a study, or one of its budgets, plans."""
+    seeds = {**study.sweep, **(study.budgets[budget] if budget else {})}.get("seed")
+    return [] if seeds is None else [job[0].partition("=")[2] for job in split_sweep(parse([f"seed={seeds}"]))]
+
+
+def looks(sweep_dir: Path) -> Stages:
+    """The stages of seeds at which verdicts were given before in the folder of a sweep."""
+    path = sweep_dir / "verdicts.json"
+    return json.loads(path.read_text()).get("stages", ()) if path.is_file() else ()
 
 
 def index(folders: Mapping[str, Path] | None = None) -> str:
@@ -188,7 +215,7 @@ def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
     return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
 
 
-def publish(folder: Path, sweep_dir: Path) -> list[Path]:
+def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list[Path]:
     """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
 
     These are the tables, figures and verdicts.md that its README links to, verdicts.json where it has claims, and the
@@ -200,7 +227,8 @@ def publish(folder: Path, sweep_dir: Path) -> list[Path]:
     runs = find_runs([sweep_dir])
     study = read_study(folder)
     pieces = sweep_dir / "export"
-    write_report(runs, pieces, question=study.question, verdicts=verdicts(folder, runs))
+    found = verdicts(folder, runs, sweep_dir, budget=budget)
+    write_report(runs, pieces, question=study.question, verdicts=found)
     published = folder / "published.csv"
     export(
         runs,
@@ -231,9 +259,15 @@ def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) ->
     logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
     if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):
         return
-    columns = ["claim", "source", "number", "wanted", "measured", "seeds", "verdict"]
+    columns = ["claim", "source", "number", "wanted", "measured", "seeds", "p", "verdict"]
     rows = [
-        [*(verdict.record()[key] for key in columns[:4]), verdict.measured, len(verdict.values), verdict.description]
+        [
+            *(getattr(verdict.claim, key) for key in ("says", "source", "number", "wanted")),
+            verdict.measured,
+            verdict.seeds,
+            verdict.tested,
+            verdict.description,
+        ]
         for verdict in found
     ]
     images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}

@@ -11,9 +11,9 @@ import jinja2
 
 from wganlab.files import write_json, write_text
 from wganlab.report import figures, networks, tuning
-from wganlab.report.claims import Verdict, conclusion, verdict_table
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, results, to_csv
 from wganlab.report.tables import cell, columns_of
+from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
 from wganlab.runs import Run, read_archive
 from wganlab.schema import leaves
 
@@ -61,6 +61,7 @@ def render(
         names=names,
         question=question,
         verdicts=verdicts,
+        protocol=protocol(verdicts) if verdicts else "",
         tables=[
             {
                 "arms": by_arm(members),

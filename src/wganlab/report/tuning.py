@@ -39,8 +39,7 @@ def curves(runs: Sequence[Run]) -> tuple[str, dict[str, Curve]]:
     groups: dict[str, dict[object, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         arm = run.overrides.get("arms") or run.choices.get("search")
-        diverged = str(run.status.get("error")).startswith("FloatingPointError")
-        if arm and (run.state == Status.COMPLETED or diverged):
+        if arm and (run.state == Status.COMPLETED or run.diverged):
             groups[arm][run.config.get("seed")].append(run)
     objective = objective_of({key: value for run in runs for key, value in run.summary.get("final", {}).items()})
     metric = objective[0] if objective else ""

@@ -1,0 +1,250 @@
+"""Verdicts on the claims of a study, by a protocol that is fixed before its runs are made.
+
+A study plans its seeds. Until all of them are there, a verdict is provisional, and no p-value is shown. Seeds that are
+added later are a further stage, tested beside the first by the inverse normal method at what is left of the level.
+Claims are corrected for their number, so that at most ALPHA of all studies decide any claim wrongly.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any
+
+from wganlab.report.claims import DIVERGED, Claim
+from wganlab.runs import Run
+from wganlab.statistics import (
+    ALPHA,
+    MIN_SEEDS,
+    Test,
+    combined,
+    interval,
+    largest_spread,
+    level,
+    median_interval,
+    seeds_for_power,
+)
+
+HOLDS, SMALL, EQUAL, FAILS = "holds", "holds but is small", "practically equal", "does not hold"
+UNDECIDED, PROVISIONAL = "undecided", "provisional"
+
+#: The seeds of each stage: those that were planned, then those that were added together.
+Stages = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision on a claim, from the numbers of its seeds: ``alpha`` is the level of each of its one-sided tests.
+
+    ``n_diverged`` of its runs diverged.
+    """
+
+    claim: Claim
+    values: Mapping[str, float]
+    stages: Stages
+    alpha: float
+    n_diverged: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the numbers are there that were planned, and enough of them."""
+        return len(self.stages[0]) >= MIN_SEEDS and all(seed in self.values for stage in self.stages for seed in stage)
+
+    def above(self, bound: float, test: Test, *, sign: int = 1) -> float:
+        """The p-value of "the centre is above the bound", or below it with ``sign`` -1, over all stages."""
+        mirror = 0 if sign == 1 else 1  # of shares, too: 1 - x is below 1 - bound where x is above it
+        stages = [[mirror + sign * self.values[seed] for seed in stage if seed in self.values] for stage in self.stages]
+        there = [stage for stage in stages if stage]
+        if not there:
+            return 1.0
+        return combined([test(stage, mirror + sign * bound) for stage in there], [*map(len, there)])
+
+    @cached_property
+    def p_values(self) -> dict[str, dict[str, float]]:
+        """The p-value of each verdict that the claim may have, by each of its tests."""
+        return {name: self.statements(test) for name, test in self.claim.tests.items()}
+
+    def statements(self, test: Test) -> dict[str, float]:
+        """The p-value of each verdict, by one test.
+
+        What a claim says and its contrary leave no third, so that at most one of them can be wrong, and each may take
+        the whole level; the two ways to lie outside of two bounds share it.
+        """
+        low, high, matters = self.claim.low, self.claim.high, self.claim.matters
+        if math.isfinite(low) and math.isfinite(high):
+            inside = max(self.above(low, test), self.above(high, test, sign=-1))
+            outside = min(self.above(low, test, sign=-1), self.above(high, test))
+            return {HOLDS: inside, FAILS: min(1.0, 2 * outside)}
+        bound, sign = (low, 1) if math.isfinite(low) else (high, -1)
+        found = {HOLDS: self.above(bound, test, sign=sign), FAILS: self.above(bound, test, sign=-sign)}
+        if matters:
+            below = self.above(bound + sign * matters, test, sign=-sign)
+            found[SMALL] = max(found[HOLDS], below)
+            found[EQUAL] = max(below, self.above(bound - sign * matters, test, sign=sign))
+        return found
+
+    def p(self, statement: str) -> float:
+        """The larger p-value of a claim's tests, all of which must agree; 1 for a verdict that it cannot have."""
+        return max(p.get(statement, 1.0) for p in self.p_values.values())
+
+    @property
+    def decision(self) -> str:
+        """One of the verdicts; undecided where the numbers speak for none, provisional where some are missing."""
+        if not self.complete:
+            return PROVISIONAL
+        return next((name for name in (SMALL, HOLDS, FAILS, EQUAL) if self.p(name) < self.alpha), UNDECIDED)
+
+    @property
+    def leaning(self) -> str:
+        """The verdict with the smallest p-value."""
+        return min((HOLDS, FAILS, EQUAL), key=self.p)
+
+    @property
+    def description(self) -> str:
+        """The decision; of an open one also what it leans towards and what is missing."""
+        if self.decision not in (UNDECIDED, PROVISIONAL):
+            return self.decision
+        planned, found = len(self.stages[0]), sum(seed in self.values for seed in self.stages[0])
+        if self.n_diverged and not (self.claim.diverged or self.claim.metric == DIVERGED) and found < planned:
+            many = "1 run" if self.n_diverged == 1 else f"{self.n_diverged} runs"
+            return f"incomplete ({many} diverged, and the claim does not say what that counts as)"
+        leaning = f"leans towards {self.leaning}" if len(self.values) > 1 else "leans nowhere yet"
+        if self.decision == PROVISIONAL:
+            few = f"{len(self.values)} seeds; a verdict takes {MIN_SEEDS}"
+            seeds = f"{found} of {planned} seeds" if found < planned else few
+            return f"provisional ({seeds}), {leaning}"
+        return f"undecided, {leaning} ({self.seeds_wanted})"
+
+    @property
+    def seeds_wanted(self) -> str:
+        """The seeds for 80% power, as a range: with the spread as found, and as large as it may well be."""
+        values, bounds = list(self.values.values()), (self.claim.low, self.claim.high)
+        if not all(map(math.isfinite, values)):
+            return "some seeds are infinitely worse: no number of them is known"
+        mean, low, high = fmean(values), *bounds
+        if self.leaning == EQUAL and self.claim.matters:
+            bound = low if math.isfinite(low) else high
+            low, high = bound - self.claim.matters, bound + self.claim.matters
+        distances = [mean - low, high - mean]
+        effect = max(-min(distances), 0.0) if self.leaning == FAILS else min(distances)
+        few, many = (seeds_for_power(effect, spread, self.alpha) for spread in (stdev(values), largest_spread(values)))
+        if few is None:
+            return "a thousand seeds would not give 80% power"
+        return f"{few} to {many or 'more than a thousand'} seeds for 80% power"
+
+    @property
+    def summary(self) -> tuple[float, float, float]:
+        """Centre over the seeds, and its interval at the level of the tests."""
+        values, wide = list(self.values.values()), 1 - 2 * self.alpha
+        by_mean = "t" in self.claim.tests or self.claim.metric == DIVERGED
+        return (interval if by_mean else median_interval)(values, level=wide)
+
+    @property
+    def measured(self) -> str:
+        """Centre and interval over the seeds, in words."""
+        if not self.values:
+            return "not measured"
+        centre, low, high = self.summary
+        return f"{centre:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(self.values) > 1 else "")
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds there are, how many looks at them, and how many of the runs diverged."""
+        looks = f" at look {len(self.stages)}" if len(self.stages) > 1 else ""
+        return f"{len(self.values)}{looks}" + (f" ({self.n_diverged} diverged)" if self.n_diverged else "")
+
+    @property
+    def tested(self) -> str:
+        """The p-value of each test for the verdict that the numbers speak for; none of a provisional one."""
+        if self.decision == PROVISIONAL:
+            return "–"
+        statement = self.leaning if self.decision == UNDECIDED else self.decision
+        return ", ".join(f"{name} {p[statement]:.2g}" for name, p in self.p_values.items())
+
+    def record(self) -> dict[str, Any]:
+        """For verdicts.json. ``p`` is that of the verdict, by test, before any correction; ``alpha`` its level."""
+        centre, low, high = self.summary
+        statement = self.leaning if self.decision == UNDECIDED else self.decision
+        open_ = self.decision == PROVISIONAL
+        return {
+            "claim": self.claim.says,
+            "source": self.claim.source,
+            "number": self.claim.number,
+            "wanted": self.claim.wanted,
+            "matters": self.claim.matters,
+            "centre": centre,
+            "interval": [low, high],
+            "level": 1 - 2 * self.alpha,
+            "values": dict(self.values),
+            "diverged": self.n_diverged,
+            "p": None if open_ else {name: p[statement] for name, p in self.p_values.items()},
+            "alpha": self.alpha,
+            "verdict": self.decision,
+            "description": self.description,
+        }
+
+
+def decide(
+    claims: Sequence[Claim], runs: Sequence[Run], planned: Sequence[str], *, earlier: Stages = ()
+) -> list[Verdict]:
+    """The verdict of each claim. ``earlier`` are the stages at which the study was looked at before."""
+    found = [claim.values(runs) for claim in claims]
+    stages = stages_of([values.keys() for values in found], planned, earlier)
+    alpha = level(max(1, len(claims)), len(stages))
+    return [
+        Verdict(claim, values, stages, alpha, claim.n_diverged(runs))
+        for claim, values in zip(claims, found, strict=True)
+    ]
+
+
+def stages_of(found: Sequence[Any], planned: Sequence[str], earlier: Stages) -> list[list[str]]:
+    """The stages of a study: as they were, and one more where all claims have seeds beyond all that were there."""
+    if not planned:
+        return [[]]
+    stages = [list(stage) for stage in earlier] if earlier and list(earlier[0]) == list(planned) else [[*planned]]
+    before = {seed for stage in stages for seed in stage}
+    everywhere = set.intersection(*map(set, found)) if found else set()
+    added = sorted(everywhere - before, key=lambda seed: (len(seed), seed))
+    return [*stages, added] if added and before <= everywhere else stages
+
+
+def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The verdicts, the stages of their seeds, and the cost of their runs, for verdicts.json."""
+    summaries = [run.summary for run in runs if run.summary]
+    return {
+        "runs": len(summaries),
+        "steps": max((summary["steps"] for summary in summaries), default=0),
+        "seconds": sum(summary["seconds"] for summary in summaries),
+        "commits": sorted({summary["commit"] or "unknown" for summary in summaries}),
+        "devices": sorted({f"{summary['device']}, {summary['threads']} threads" for summary in summaries}),
+        "finished": max((str(run.status.get("finished")) for run in runs if run.summary), default=None),
+        "alpha": ALPHA,
+        "stages": verdicts[0].stages if verdicts else [],
+        "claims": [verdict.record() for verdict in verdicts],
+    }
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts in Markdown, with a note that says how they came about."""
+    lines = ["| claim | source | number | supported if | measured [interval] | seeds | p | verdict |"]
+    lines.append("|---|---|---|---|---|---:|---|---|")
+    for verdict in verdicts:
+        claim = verdict.claim
+        cells = [claim.says, claim.source, claim.number, claim.wanted, verdict.measured, verdict.seeds, verdict.tested]
+        lines.append(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, f"**{verdict.description}**"]) + " |"
+        )
+    return "\n".join([*lines, "", protocol(verdicts), ""])
+
+
+def protocol(verdicts: Sequence[Verdict]) -> str:
+    """How these verdicts were reached, in two sentences."""
+    first, looks = verdicts[0], len(verdicts[0].stages)
+    small = {verdict.claim.matters for verdict in verdicts if verdict.claim.matters}
+    matters = f" Differences below {', '.join(f'{size:g}' for size in sorted(small))} are small." if small else ""
+    return (
+        f"Look {looks} at {len(first.stages[0])} planned seeds: every test is one-sided at {first.alpha:.2g}, so that "
+        f"with {len(verdicts)} claims at most {ALPHA:.0%} of such studies err in any verdict; intervals are at "
+        f"{1 - 2 * first.alpha:.4g}. Of one arm the centre is the median, of two arms the mean.{matters}"
+    )
