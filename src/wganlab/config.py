@@ -30,6 +30,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from wganlab import ranges
 from wganlab.schema import ConfigError, leaves
 
 #: Keys that may stand at a node of a config, by its dotted key, and their annotations.
@@ -61,6 +62,7 @@ def folder_name(overrides: str) -> str:
 
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+ranges.register()
 
 
 def quote(text: str) -> str:

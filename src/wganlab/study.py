@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from pydantic import PositiveFloat, PositiveInt
 
 from wganlab.config import conf_dir, parse, split_sweep
 from wganlab.environment import is_further_rank, place
+from wganlab.files import write_text
 from wganlab.report.claims import Claim, read_claims
 from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
+from wganlab.tune import Tune, arm_ranges, settings, table
 
 Sweep = Mapping[str, str | int]
 
@@ -34,10 +36,10 @@ class Study:
     ``sweep`` is a multirun, key -> values, which the command line may change; ``budgets`` are named changes of it,
     chosen by budget=NAME. ``claims`` are sentences that the runs decide, with the keys of
     :class:`wganlab.report.claims.Claim`; the seeds of the sweep, or of the budget, are those that are planned, and
-    ``matters`` is the smallest ratio of interest, in decades. ``samples_at_epochs`` are the epochs whose losses
-    :func:`publish` shows, and after which it shows samples; ``grids_at_steps`` the generator steps after which it shows
-    whole grids of them. What a source printed of its epochs stands in published.csv
-    (:func:`wganlab.report.epochs.read_published`).
+    ``matters`` is the smallest ratio of interest, in decades. Where there is a :class:`wganlab.tune.Tune`, the setting
+    of each arm is searched for first. ``samples_at_epochs`` are the epochs whose losses :func:`publish` shows, and
+    after which it shows samples; ``grids_at_steps`` the generator steps after which it shows whole grids of them. What
+    a source printed of its epochs stands in published.csv (:func:`wganlab.report.epochs.read_published`).
     """
 
     question: str
@@ -45,6 +47,7 @@ class Study:
     budgets: Mapping[str, Sweep] = field(default_factory=dict)
     claims: Sequence[Mapping[str, Any]] = ()
     matters: PositiveFloat | None = None
+    tune: Tune | None = None
     samples_at_epochs: Sequence[PositiveInt] = ()
     grids_at_steps: Sequence[PositiveInt] = ()
 
@@ -111,12 +114,14 @@ def run(name: str, overrides: Sequence[str]) -> int:
 
     folder = find_study(name)
     arguments, where = multirun(folder, overrides)
-    code = sweep(several_at_a_time(arguments), config_dir=str(folder))
+    study, code = read_study(folder), 0
+    for sweep_of in tuned_sweeps(folder, study.tune, arguments, where) if study.tune else [arguments]:
+        code = max(code, sweep(several_at_a_time(sweep_of), config_dir=str(folder)))
     if is_further_rank() or not any(Path(where).rglob("metrics.csv")):
         return code
     runs = find_runs([where])
     found = verdicts(folder, runs, Path(where), budget=budget_of(overrides))
-    write_report(runs, Path(where), question=read_study(folder).question, verdicts=found)
+    write_report(runs, Path(where), question=study.question, verdicts=found, searched=searched(where))
     for verdict in found:
         print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
         print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}; p {verdict.tested}")
@@ -124,6 +129,37 @@ def run(name: str, overrides: Sequence[str]) -> int:
     if found and any((run.folder / "wandb").is_dir() for run in runs):
         log_verdicts(Path(where), runs, found)
     return code
+
+
+def tuned_sweeps(folder: Path, tune: Tune, arguments: Sequence[str], where: str) -> Iterator[list[str]]:
+    """The multiruns of a study that tunes: the search, and once it is made, each arm at its best setting.
+
+    Raises ConfigError where an arm has no range, or trials are missing.
+    """
+    arms = [job[0].partition("=")[2] for job in split_sweep(parse([one for one in arguments if "arms=" in one]))]
+    ranges = {arm: arm_ranges(folder, arm) for arm in arms}
+    print(f"tuning: {tune}", flush=True)
+    search = {"seed": tune.seed, **tune.sweep, "trial": f"range({tune.trials})", "hydra.sweep.dir": tuning_dir(where)}
+    yield replaced(arguments, search)
+    for arm, setting in settings(tune, searched(where), ranges).items():
+        print(f"{arm}: {setting}", flush=True)
+        yield replaced(arguments, {"+arms": arm, "trial": setting.trial})
+
+
+def tuning_dir(where: str | Path) -> str:
+    """Where the search of a study is, whose seeds are elsewhere."""
+    return f"{where}_tuning"
+
+
+def searched(where: str | Path) -> list[Run]:
+    """The runs of the search of a study; none where it does not tune."""
+    return find_runs([tuning_dir(where)]) if Path(tuning_dir(where)).is_dir() else []
+
+
+def replaced(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
+    """Overrides with other values of some keys."""
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in values]
+    return [*kept, *(f"{key}={value}" for key, value in values.items())]
 
 
 def several_at_a_time(arguments: Sequence[str]) -> list[str]:
@@ -167,7 +203,7 @@ def read_study(folder: Path) -> Study:
     if not isinstance(content, dict):
         raise ConfigError(str(path), ": must hold question and sweep")
     check_call(Study, content, f"{path}: ")
-    study = Study(**content)
+    study = Study(**content | ({"tune": Tune(**content["tune"])} if content.get("tune") else {}))
     claims_of(folder, study)
     return study
 
@@ -228,7 +264,8 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     study = read_study(folder)
     pieces = sweep_dir / "export"
     found = verdicts(folder, runs, sweep_dir, budget=budget)
-    write_report(runs, pieces, question=study.question, verdicts=found)
+    search = searched(sweep_dir)
+    write_report(runs, pieces, question=study.question, verdicts=found, searched=search)
     published = folder / "published.csv"
     export(
         runs,
@@ -236,7 +273,13 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         samples_at_epochs=study.samples_at_epochs,
         grids_at_steps=study.grids_at_steps,
         published=published if published.is_file() else None,
+        searched=search,
     )
+    if study.tune and search:
+        arms = dict.fromkeys(run.overrides["arms"] for run in runs)
+        found_settings = settings(study.tune, search, {arm: arm_ranges(folder, arm) for arm in arms})
+        text = f"\nBest settings of {study.tune}:\n\n{table(found_settings)}"
+        write_text(pieces / "tuning.md", (pieces / "tuning.md").read_text() + text)
     written = publish_page(folder / "README.md", pieces)
     if (pieces / "verdicts.json").is_file():
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")

@@ -27,6 +27,7 @@ REGULARIZERS: dict[str, str | None] = {
 #: Keys that came later, with the values that change nothing.
 NEUTRAL: dict[str, Any] = {
     "hold_out": 0,
+    "trial": None,
     "drop_last": True,
     "reshuffle": "epoch",
     "extractor": {},

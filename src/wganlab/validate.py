@@ -75,6 +75,7 @@ class RunConfig:
     averaging: Averaging | None
     augmentation: Augmentation | None
     seed: Seed
+    trial: NonNegativeInt | None
     steps: PositiveInt
     images: PositiveInt | None
     batch_size: PositiveInt
@@ -141,7 +142,10 @@ def complete(config: DictConfig) -> None:
     try:
         plain: dict[str, Any] = OmegaConf.to_container(without_hydra(config), resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError("", " ".join(str(error).split())) from error
+        behind: BaseException | None = error
+        while not isinstance(behind, ConfigError | None):  # of a resolver of ours
+            behind = behind.__cause__ or behind.__context__
+        raise behind or ConfigError("", " ".join(str(error).split())) from error
     raw = OmegaConf.to_container(without_hydra(config), resolve=False)
     try:
         check_targets(RunConfig, plain, "")

@@ -19,11 +19,19 @@ from wganlab.schema import leaves
 
 
 def write_report(
-    runs: Sequence[Run], output: Path, *, question: str | None = None, verdicts: Sequence[Verdict] = ()
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    question: str | None = None,
+    verdicts: Sequence[Verdict] = (),
+    searched: Sequence[Run] = (),
 ) -> None:
-    """Write results.csv and index.html to ``output``; of a study also verdicts.json and verdicts.md."""
+    """Write results.csv and index.html to ``output``; of a study also verdicts.json and verdicts.md.
+
+    ``searched`` are the runs of the search that tuned the arms of a study.
+    """
     records = results(runs)
-    page = render(runs, records, question=question, verdicts=verdicts)
+    page = render(runs, records, question=question, verdicts=verdicts, searched=searched)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "results.csv", to_csv(records))
     if verdicts:
@@ -46,11 +54,12 @@ def render(
     *,
     question: str | None = None,
     verdicts: Sequence[Verdict] = (),
+    searched: Sequence[Run] = (),
 ) -> str:
     """The page as one HTML document that holds its images, figures, style and script, and fetches nothing."""
     names = arms(runs)
     colours = figures.colours(names)
-    tuned = tuning.figure(runs)
+    tuned = tuning.figure(searched or runs)
     curves = [*figures.curves(runs, names).values(), *figures.headlines(runs, names), *([tuned] if tuned else [])]
     panels = [panel(run, name, colours[name]) for run, name in zip(runs, names, strict=True)]
     return template().render(

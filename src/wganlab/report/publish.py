@@ -21,13 +21,14 @@ def export(
     samples_at_epochs: Sequence[int] = (),
     grids_at_steps: Sequence[int] = (),
     published: Path | None = None,
+    searched: Sequence[Run] = (),
 ) -> None:
     """Write table.md and table.tex, samples.png (last grids side by side) and each curve as SVG.
 
     Of the longest run of each arm also, with ``samples_at_epochs``, epochs_ARM.png: its samples after so many epochs;
     with ``grids_at_steps``, grids_ARM.png: whole grids after so many steps; and epochs.md and epochs.svg: the losses of
     these epochs, beside what a source ``published`` (see :mod:`wganlab.report.epochs`). Where hyperparameters were
-    tuned, also tuning.svg and tuning.md.
+    tuned, by these runs or those of a search, also tuning.svg and tuning.md.
     """
     names = arms(runs)
     shown = longest(runs, names)
@@ -53,10 +54,10 @@ def export(
     for metric, curve in figures.curves(runs, names).items():
         name = re.sub(r"[^\w.-]", "_", metric)
         write_text(folder / f"{name}.svg", figures.svg(curve))
-    tuned = tuning.figure(runs)
+    tuned = tuning.figure(searched or runs)
     if tuned is not None:
         write_text(folder / "tuning.svg", figures.svg(tuned))
-        write_text(folder / "tuning.md", tuning.table(runs))
+        write_text(folder / "tuning.md", tuning.table(searched or runs))
 
 
 def publish_page(page: Path, pieces: Path) -> list[Path]:

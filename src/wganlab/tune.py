@@ -1,0 +1,123 @@
+"""Tune, then test on fresh seeds: a random search for the setting of each arm, before the seeds of a study are run.
+
+Every arm gets the same number of trials (Lucic et al. 2018, arXiv 1711.10337). What is best is frozen, and trained
+with seeds that the search has not seen. A claim is about those alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import NonNegativeInt, PositiveInt
+
+from wganlab.metrics import metric_of
+from wganlab.ranges import is_at_edge, ranges_in
+from wganlab.runs import Run, Status, final_and_best
+from wganlab.schema import ConfigError
+
+
+class FinalScore:
+    """Selects the trial whose score after the last step is best: what a user gets who trains with its setting."""
+
+    def __call__(self, run: Run, metric: str) -> float | None:
+        return final_and_best(run.rows)["final"].get(metric)
+
+
+class BestScore:
+    """Selects the trial whose score was best at any evaluation: what a user gets who keeps the best checkpoint."""
+
+    def __call__(self, run: Run, metric: str) -> float | None:
+        return final_and_best(run.rows)["best"].get(metric, {}).get("value")
+
+
+RULES: dict[str, Callable[[Run, str], float | None]] = {rule.__name__: rule() for rule in (FinalScore, BestScore)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """How the arms of a study are tuned: ``trials`` draws of the ranges in their YAMLs (:mod:`wganlab.ranges`).
+
+    Each is one run with ``seed``, and its ``score`` counts as ``rule`` says; a run that diverges has the worst.
+    ``sweep`` changes the sweep of the study for the search: fewer steps, say.
+    """
+
+    trials: PositiveInt
+    seed: NonNegativeInt = 1000
+    score: str = "eval/fid"
+    rule: Literal["FinalScore", "BestScore"] = "FinalScore"
+    sweep: Mapping[str, str | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if metric_of(self.score).direction is None:
+            raise ConfigError("tune.score", f"={self.score}: has no best value")
+
+    def __str__(self) -> str:
+        return f"{self.trials} trials of each arm by random search, one run each (seed {self.seed}), by {self.rule}"
+
+
+class Setting(NamedTuple):
+    """What a search has found for an arm: the number of the trial, its score, and the values that it drew.
+
+    ``edges`` are the keys whose values lie near an end of their range, so that more may be found beyond.
+    """
+
+    trial: int
+    score: float
+    values: dict[str, object]
+    edges: list[str]
+
+    def __str__(self) -> str:
+        edges = dict.fromkeys(self.edges, " (at an edge of its range)")
+        values = ", ".join(f"{key}={value}{edges.get(key, '')}" for key, value in self.values.items())
+        return f"trial {self.trial}, {self.score:.4g}: {values}"
+
+
+def arm_ranges(folder: Path, arm: str) -> dict[str, str]:
+    """Key -> range of what is tuned of an arm: in its YAML, and in those beside study.yaml that arms share.
+
+    Raises ConfigError where there is none.
+    """
+    found: dict[str, str] = {}
+    for path in [*sorted(folder.glob("*.yaml")), folder / "arms" / f"{arm}.yaml"]:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found |= ranges_in(content) if isinstance(content, dict) and path.name != "study.yaml" else {}
+    if not found:
+        advice = "such as lr: ${log_uniform:1e-5,1e-2}"
+        raise ConfigError(f"{folder / 'arms' / arm}.yaml", f": has no range to tune, {advice}")
+    return found
+
+
+def settings(tune: Tune, searched: Sequence[Run], ranges: Mapping[str, Mapping[str, str]]) -> dict[str, Setting]:
+    """The best setting of each arm, from the runs of the search. Raises ConfigError where trials are missing."""
+    sign, found = metric_of(tune.score).sign, dict[str, Setting]()
+    for arm, of_arm in ranges.items():
+        scores: dict[int, tuple[float, Run]] = {}
+        for run in searched:
+            if run.overrides.get("arms") == arm and (run.diverged or run.state == Status.COMPLETED):
+                score = None if run.diverged else RULES[tune.rule](run, tune.score)
+                scores[int(run.config["trial"])] = (math.inf if score is None else sign * score, run)
+        if missing := [trial for trial in range(tune.trials) if trial not in scores]:
+            which = ", ".join(map(str, missing))
+            raise ConfigError("tune", f": of arm {arm}, trials are missing or have failed: {which}; run it again")
+        trial, (score, run) = min(scores.items(), key=lambda item: item[1][0])
+        if math.isinf(score):
+            raise ConfigError("tune", f": of arm {arm}, no trial has a {tune.score}")
+        values = {key: OmegaConf.select(OmegaConf.create(run.config), key) for key in of_arm}
+        edges = [key for key, text in of_arm.items() if is_at_edge(key, text, trial)]
+        found[arm] = Setting(trial, sign * score, values, edges)
+    return found
+
+
+def table(found: Mapping[str, Setting]) -> str:
+    """The settings in Markdown."""
+    lines = ["| arm | trial | score | setting |", "|---|---:|---:|---|"]
+    for arm, setting in found.items():
+        values = ", ".join(
+            f"{key} = {value}{' **(edge)**' if key in setting.edges else ''}" for key, value in setting.values.items()
+        )
+        lines.append(f"| {arm} | {setting.trial} | {setting.score:.4g} | {values} |")
+    return "\n".join(lines) + "\n"
