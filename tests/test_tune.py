@@ -90,7 +90,7 @@ def test_a_study_tunes_its_arms_and_decides_by_fresh_seeds(tmp_path: Path) -> No
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     (folder / "README.md").write_text("[verdicts](verdicts.md), [tuning](tuning.md), ![best of k](tuning.svg)\n")
-    command = ["study", "mine", *TINY, "logger=csv", "dataset=digits", "model=mlp"]
+    command = ["study", "mine", *TINY, "logger=csv", "dataset=digits", "model=mlp", "hydra/launcher=basic"]
     done = wganlab(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tuning: 3 trials of each arm by random search, one run each (seed 1000), by FinalScore" in done.stdout
@@ -106,8 +106,6 @@ def test_a_study_tunes_its_arms_and_decides_by_fresh_seeds(tmp_path: Path) -> No
     assert published.returncode == 0, published.stderr
     table = (folder / "tuning.md").read_text()
     assert f"| tuned | {best} | {scores[best]:.4g} | loss.optimizer.lr = " in table
-    again = wganlab(*command, cwd=tmp_path)
-    assert again.stdout.count("already completed") == 22
 
     (folder / "arms" / "fixed.yaml").write_text("# @package _global_\n")
     refused = wganlab(*command, cwd=tmp_path)

@@ -38,9 +38,12 @@ def arms(runs: Sequence[Run]) -> list[str]:
     """A short name for each run; runs that differ only in their seed share one.
 
     The name holds the overrides that differ, or all differing keys where two configs have the same overrides.
-    Arms of a study do not differ by their budgets.
+    Arms of a study do not differ by their budgets, nor by what follows from the arm.
     """
-    ignored = BUDGETS if all("arms" in run.overrides for run in runs) else ()
+    ignored: tuple[str, ...] = ()
+    if all("arms" in run.overrides for run in runs):
+        follows = (key for run in runs for key in run.overrides if key != "arms" and follows_from_arm(runs, key))
+        ignored = (*BUDGETS, *follows)
     differing = {key: values for key, values in differing_keys(runs).items() if key not in ignored}
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
     given = {key: None for key in given if key not in ignored}
@@ -56,6 +59,12 @@ def arms(runs: Sequence[Run]) -> list[str]:
     shown = [(row, "" if key == "arms" else f"{key}=") for key, row in columns.items()]
     names = [", ".join(f"{prefix}{row[i]}" for row, prefix in shown) for i in range(len(runs))]
     return [name or identity(run) for name, run in zip(names, runs, strict=True)]
+
+
+def follows_from_arm(runs: Sequence[Run], key: str) -> bool:
+    """Whether all runs of each arm of a study have the same setting at a key, as a tuned one has."""
+    arms_settings = {(run.overrides["arms"], setting(run, key)) for run in runs}
+    return len(arms_settings) == len({arm for arm, _ in arms_settings})
 
 
 def longest(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Run]:

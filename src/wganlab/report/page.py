@@ -11,7 +11,7 @@ import jinja2
 
 from wganlab.files import write_json, write_text
 from wganlab.report import figures, networks, tuning
-from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, results, to_csv
+from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, results, to_csv
 from wganlab.report.tables import cell, columns_of
 from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
 from wganlab.runs import Run, read_archive
@@ -61,7 +61,8 @@ def render(
     colours = figures.colours(names)
     tuned = tuning.figure(searched or runs)
     curves = [*figures.curves(runs, names).values(), *figures.headlines(runs, names), *([tuned] if tuned else [])]
-    panels = [panel(run, name, colours[name]) for run, name in zip(runs, names, strict=True)]
+    shown = longest(runs, names)
+    panels = [panel(run, name, colours[name]) for name, run in shown.items()]
     return template().render(
         title=title(runs, names),
         arms=colours,
@@ -84,7 +85,7 @@ def render(
         differing={key: [values[names.index(arm)] for arm in colours] for key, values in differing_keys(runs).items()},
         curves=[figures.svg(curve) for curve in curves],
         panels=panels,
-        steps=sorted({step for run in runs for step in run.samples}),
+        steps=sorted({step for run in shown.values() for step in run.samples}),
         samples_json=json.dumps([panel["samples"] for panel in panels]).replace("</", "<\\/"),
         seconds_json=json.dumps([panel["seconds"] for panel in panels]),
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
