@@ -38,7 +38,11 @@ def test_scheduled_scores_and_their_protocol(run: Path) -> None:
     protocol = json.loads((run / "protocol.json").read_text())
     assert protocol["extractor"] == "classifier"
     assert protocol["accuracy"] >= 0.97
-    assert (protocol["n"], protocol["images"]) == (64, 1497)
+    assert (protocol["split"], protocol["n"], protocol["images"]) == ("held_out", 64, 300)
+    real = protocol["real_scores"]
+    assert real["eval/fid"] < float(rows[-1]["eval/fid"]) / 3, "training images in the place of generated ones"
+    assert abs(real["eval/emd"]) < 0.2
+    assert real["eval/precision"] > 0.7
     assert Run(run).problems == []
 
 
@@ -48,7 +52,7 @@ def test_close_diagnostics(run: Path) -> None:
     value = {key: float(cell) for key, cell in row.items() if cell}
     assert 0 < value["critic/gradient_norm"] <= value["critic/lipschitz_lower"] <= value["critic/lipschitz_upper"]
     assert value["critic/slope_real"] <= value["critic/lipschitz_lower"]
-    assert value["critic/estimate_per_lipschitz"] <= value["eval/emd"] * 1.2
+    assert value["critic/estimate_per_lipschitz"] <= value["eval/emd_raw"] * 1.2
     gap = value["critic/heldout_loss"] - value["critic/training_loss"]
     assert abs(gap) < abs(value["critic/training_loss"])
     for layer in ("features.1", "head.0"):
@@ -97,7 +101,8 @@ def test_a_run_of_a_larger_machine_is_scored_here(run: Path, tmp_path: Path) -> 
 
 
 def test_evaluate_on_held_out_samples_is_another_protocol(run: Path) -> None:
-    training, held_out = evaluate(run, "extractor=none"), evaluate(run, "split=held_out", "extractor=none")
+    training, held_out = (evaluate(run, f"split={split}", "extractor=none") for split in ("training", "held_out"))
+    assert evaluate(run, "extractor=none")["protocol"] == held_out["protocol"], "by default, where there are some"
     assert training["protocol"]["id"] != held_out["protocol"]["id"]
     assert held_out["protocol"]["split"] == "held_out"
     assert training["scores"]["eval/emd"] != held_out["scores"]["eval/emd"]
@@ -108,7 +113,7 @@ def test_evaluate_on_held_out_samples_is_another_protocol(run: Path) -> None:
     [
         (["checkpoint=first"], "checkpoint=first: "),
         (["n=1"], "n=1: must be an integer > 1"),
-        (["split=test"], "split=test: must be one of training, held_out"),
+        (["split=test"], "split=test: must be one of auto, training, held_out"),
         (["extractor=inception", "extractor.weights=none.pth"], "extractor.weights=none.pth: no such file"),
         (["dataset.sise=8"], "dataset.sise: unknown key"),
         (["extractor=clasifier"], "extractor=clasifier"),
@@ -139,7 +144,7 @@ def test_points_have_modes_and_no_features(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "metrics.csv", newline="") as file:
         *_, row = csv.DictReader(file)
-    assert float(row["eval/w2"]) >= float(row["eval/emd"]), "W2 is never below W1"
+    assert float(row["eval/w2"]) >= float(row["eval/emd_raw"]), "W2 is never below W1"
     assert 0 <= float(row["eval/modes"]) <= 8
     assert -1 <= float(row["critic/value_density"]) <= 1
     scores = evaluate(tmp_path / "out")["scores"]

@@ -286,7 +286,7 @@ def test_the_card(runs: Path, tmp_path: Path) -> None:
         "| generator steps | 4 of 4, checkpoint `last` |",
         "| real images seen by the critic | 320 |",
         f"Taken in training, by protocol `{Run(run).protocol['id']}`: split training, n 32, generator raw, torch",
-        f"| `eval/emd` | {row['eval/emd']:.2f} | Earth mover's distance to real samples | lower |",
+        f"| `eval/emd` | {row['eval/emd']:.2f} | Debiased earth mover's distance to real samples | lower |",
         f"by `wganlab evaluate`, {path.name}, by protocol `{path.stem[5:]}`",
         f"| `eval/memorisation` | {scores['eval/memorisation']:.3f} |",
         f"commit {summary['commit']}",

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from tests.conftest import config
 from tests.isolation import RESTORED, UNTOUCHED, isolated
 from wganlab import build, loggers, schema
+from wganlab.metrics import protocol
 
 
 def change_everything(folder: Path) -> None:
@@ -53,7 +54,8 @@ def change_everything(folder: Path) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
     torch._dynamo.config.trace_autograd_ops = not torch._dynamo.config.trace_autograd_ops
-    build.LAST_READ["anything"] = torch.zeros(1), None
+    build.LAST_READ["anything"] = build.Data(torch.zeros(1), None)
+    protocol.REAL_SCORES["anything"] = {}
 
 
 def read() -> dict[str, Any]:

@@ -49,6 +49,8 @@ def test_modes_of_collapsed_and_of_lost_points() -> None:
     assert collapsed["modes"] == 1
     assert collapsed["high_quality"] == 1
     assert collapsed["mode_kl"] == pytest.approx(math.log(25))
+    few = torch.cat([centers[3].repeat(993, 1), centers[4].repeat(4, 1), centers[5].repeat(3, 1)])
+    assert mode_scores(few, centers, sd)["modes"] == 2, "a mode is captured with a tenth of its 40 points, not with 3"
     between = mode_scores((centers[:1] + centers[1:2]) / 2, centers, sd)
     assert (between["modes"], between["high_quality"]) == (0, 0)
     assert all(math.isnan(score) for score in mode_scores(torch.tensor([[math.nan, 0.0]]), centers, sd).values())
@@ -74,13 +76,13 @@ def test_kernel_distance_is_unbiased_and_sees_a_shift() -> None:
 
 def test_precision_and_recall_tell_lost_modes_from_lost_quality() -> None:
     here, there = normal(200, 2) / 100, normal(200, 2, seed=1) / 100 + 10
-    both = torch.cat([here, there])
+    both = torch.cat([here, there])[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
     dropped = of.precision_recall(both, here[:100])
-    assert dropped["precision"] == 1
+    assert dropped["precision"] > 0.95
     assert dropped["recall"] == pytest.approx(0.5, abs=0.1)
     invented = of.precision_recall(here, both)
     assert invented["precision"] == pytest.approx(0.5, abs=0.1)
-    assert invented["recall"] == 1
+    assert invented["recall"] > 0.95
 
 
 def test_density_and_coverage() -> None:
@@ -211,11 +213,11 @@ def test_the_debiased_distance_takes_off_what_samples_are_apart_by_themselves(d:
     real, others = BatchStream(points, batch_size=8, n_critic=1, steps=1, seed=0).fixed_samples(64).chunk(2)
     apart = scipy.stats.wasserstein_distance(real.flatten(), others.flatten())
     scores = protocol.scores(lambda n: (torch.cat([real, others]) + d)[:n].split(7))
-    assert scores["eval/emd"] == pytest.approx(d, abs=1e-6)
+    assert scores["eval/emd_raw"] == pytest.approx(d, abs=1e-6)
     assert scores["eval/emd_real"] == pytest.approx(apart, rel=1e-5)
-    assert scores["eval/emd_debiased"] == pytest.approx(d - apart, rel=1e-5)
+    assert scores["eval/emd"] == pytest.approx(d - apart, rel=1e-5)
     perfect = protocol.scores(lambda n: [torch.cat([others, real])[:n]])
-    assert perfect["eval/emd_debiased"] == pytest.approx(0, abs=1e-6)
+    assert perfect["eval/emd"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -373,13 +375,18 @@ class Pixels:
 
 
 FEATURES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
-DISTANCES = {"emd", "emd_real", "emd_debiased"}
+DISTANCES = {"emd", "emd_raw", "emd_real"}
 
 
 @pytest.mark.parametrize(
     ("real", "generated", "expected", "said"),
     [
-        (1, 12, {"emd", "inception_score"}, "1 real and 12 generated samples: eval/emd_real (2 real, 0 generated), "),
+        (
+            1,
+            12,
+            {"emd_raw", "inception_score"},
+            "1 real and 12 generated samples: eval/emd_real (2 real, 0 generated), ",
+        ),
         (2, 2, {*DISTANCES, "fid", "kid"}, "2 real and 2 generated samples: eval/precision (4 real, 4 generated), "),
         (
             4,
@@ -433,7 +440,7 @@ def test_scores_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPat
     options = {"kid_subsets": 20, "kid_subset_size": 250, "rng_seed": 0, "verbose": False}
     kid = metric_kid.kid_features_to_metric(fake.double(), real.double(), **options)[metric_kid.KEY_METRIC_KID_MEAN]
     assert of.kernel_distance(real, fake) == pytest.approx(kid, rel=1e-10)
-    whole = metric_prc.prc_features_to_metric(fake, real, prc_neighborhood=3, verbose=False)
+    whole = metric_prc.prc_features_to_metric(fake, real[:250], prc_neighborhood=3, verbose=False)
     assert of.precision_recall(real, fake) == {key: whole[key] for key in ("precision", "recall")}
     radius = torch.cdist(real, real).kthvalue(6).values
     inside = torch.cdist(real, fake) < radius[:, None]

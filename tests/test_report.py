@@ -276,7 +276,7 @@ def test_export(sweep: Path, tmp_path: Path) -> None:
     assert (tmp_path / "page" / "index.html").is_file()
     table = (tmp_path / "pieces" / "table.md").read_text()
     assert table == markdown_table(results(find_runs([sweep])))
-    assert [line.count("|") for line in table.splitlines()] == [table.splitlines()[0].count("|")] * 5
+    assert [line.count("|") for line in table.splitlines()] == [table.splitlines()[0].count("|")] * 6
     assert (tmp_path / "pieces" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "pieces" / "eval_emd.svg").read_text().startswith("<svg")
     text = latex_table(results(find_runs([sweep])))
@@ -401,7 +401,7 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["fastest"] == ended.index(min(ended))
     assert seen["later"]
     assert seen["loaded"]
-    assert seen["rows"] == 3
+    assert seen["rows"] == 4, "three runs and what real samples score"
     assert "completed" in seen["cells"]
     assert len(seen["figures"]) == 11 + 3, "eleven learning curves and three histograms"
     assert min(seen["figures"]) > 100

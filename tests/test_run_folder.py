@@ -247,7 +247,7 @@ def test_the_best_so_far_survives_as_version_1_wrote_it() -> None:
     checkpoints = Checkpoints(every=1)
     checkpoints.load_state_dict(state)
     assert checkpoints.state_dict() == state
-    assert state["best"] == min(row["eval/emd"] for row in Run(FIXTURES / "gan").rows if "eval/emd" in row)
+    assert state["best"] == min(row["eval/emd_raw"] for row in Run(FIXTURES / "gan").rows if "eval/emd_raw" in row)
     never = Checkpoints(every=1, monitor="eval/precision")
     never.load_state_dict({"best": float("inf")})
     assert never.state_dict() == {"best": float("inf")} == Checkpoints(every=1).state_dict()

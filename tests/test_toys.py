@@ -135,7 +135,7 @@ def test_fixed_generator_trains_the_critic_alone(tmp_path: Path) -> None:
     # real points and unit noise: the mean squared distance between a point and its noisy self is the dimension
     real = Batch(torch.zeros(4000, 2))
     assert module.critic_latents(real).square().sum(1).mean().item() == pytest.approx(2.0, rel=0.1)
-    assert summary["final"]["eval/emd"] > 0.5, "unit noise moves points by more than that"
+    assert summary["final"]["eval/emd_raw"] > 0.5, "unit noise moves points by more than that"
 
 
 def test_value_surface_is_the_critic_on_a_grid() -> None:

@@ -16,7 +16,7 @@ import yaml
 from wandb.wandb_agent import Agent
 
 from tests.conftest import TINY, begin, wait_for, wganlab, without_account
-from tests.test_claims import CLAIM
+from tests.test_claims import CLAIM, A, B
 from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
 from wganlab.report.claims import read_claims
@@ -168,7 +168,7 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
-    found = synthetic_runs(tmp_path / "study", {"a": [10.0, 11.0, 12.0], "b": [20.0, 21.0, 22.5]})
+    found = synthetic_runs(tmp_path / "study", {"a": A, "b": B})
     verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found, [*"01234567"])
     log_verdicts(tmp_path / "study", found, verdicts)
     text = inspect(tmp_path / "study") + inspect(tmp_path / "study", "--summary")

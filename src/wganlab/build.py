@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.errors import InstantiationException
@@ -173,17 +173,22 @@ def open_stream(
     if size(source) is None:
         return EndlessStream(source, **options)
     with naming(config, "dataset"):
-        samples, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
-    kept, held_out = hold_out(len(samples), config.get("hold_out", 0))
+        data = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+    if n := config.get("hold_out", 0):
+        kept, apart = hold_out(len(data.samples), n)
+        first, second = (
+            (data.samples[rows], None if data.labels is None else data.labels[rows]) for rows in (kept, apart)
+        )
+        data = Data(*first, *second)
     if module is not None:
-        check_last_batch(config, module, len(kept), parallel.world_size())
+        check_last_batch(config, module, len(data.samples), parallel.world_size())
     with naming(config, ""):  # broken files may have left fewer samples than a batch
         return BatchStream(
-            samples[kept] if len(held_out) else samples,
+            data.samples,
             source=source,
-            labels=labels if labels is None else labels[kept],
-            held_out=samples[held_out],
-            held_out_labels=labels if labels is None else labels[held_out],
+            labels=data.labels,
+            held_out=data.held_out,
+            held_out_labels=data.held_out_labels,
             flip=getattr(source, "flip", False),
             drop_last=config.drop_last,
             reshuffle=config.reshuffle,
@@ -216,15 +221,25 @@ def same_data(before: str, now: str) -> None:
         raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
 
 
-#: The samples and labels that were read last, by the config of their data set.
-LAST_READ: dict[str, tuple[Tensor, Tensor | None]] = {}
+class Data(NamedTuple):
+    """All samples of a source with their labels, and those that it holds out itself, with theirs."""
+
+    samples: Tensor
+    labels: Tensor | None
+    held_out: Tensor | None = None
+    held_out_labels: Tensor | None = None
 
 
-def read_once(source: Source, described: str) -> tuple[Tensor, Tensor | None]:
-    """All samples of a source, and their labels; jobs of a sweep that ask for the same in one process share them."""
+#: What was read last, by the config of its data set.
+LAST_READ: dict[str, Data] = {}
+
+
+def read_once(source: Source, described: str) -> Data:
+    """All data of a source; jobs of a sweep that ask for the same in one process share them."""
     if described not in LAST_READ:
         LAST_READ.clear()  # before the next are read: never two at a time
-        LAST_READ[described] = source.load(), source.labels()
+        samples, held_out = source.load(), getattr(source, "held_out", None)
+        LAST_READ[described] = Data(samples, source.labels(), *(held_out() or () if held_out else ()))
     return LAST_READ[described]
 
 

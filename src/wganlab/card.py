@@ -56,7 +56,7 @@ def description(protocol: Mapping[str, Any]) -> str:
     said = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in protocol.items()
-        if key not in ("id", "real", "libraries")
+        if key not in ("id", "real", "real_scores", "libraries")
     ]
     return ", ".join([*said, *(f"{name} {version}" for name, version in protocol.get("libraries", {}).items())])
 

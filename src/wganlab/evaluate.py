@@ -53,7 +53,7 @@ def evaluate(
     weights: Weights,
     n: Annotated[int, Field(gt=1, le=10_000)],
     images: Annotated[int, Field(gt=10, le=1_000_000)],
-    split: Literal["training", "held_out"],
+    split: Literal["auto", "training", "held_out"],
     dataset: Mapping,
     seed: Seed,
     extractor: Extractor | None,
@@ -73,8 +73,12 @@ def evaluate(
     if weights == "raw":
         module.averaging = None
     wanted = max(2 * n, images)
-    real, labels = real_samples(trained, stream, split, others, wanted)
-    protocol.prepare(stream, real, labels=labels, split=split_name(split, others))
+    if others:
+        other = other_samples(trained, others)
+        real, labels = other.fixed_samples(wanted), other.fixed_labels(wanted)
+        protocol.prepare(stream, real, labels=labels, split=",".join(f"{key}={value}" for key, value in others.items()))
+    else:
+        protocol.prepare(stream, split=split)
     scores, fake = score(module, protocol, seed)
     taken = protocol.describe(module.shown_weights)
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
@@ -114,27 +118,11 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
     return module.eval(), stream, saved["global_step"]
 
 
-def split_name(split: str, dataset: Mapping[str, Any]) -> str:
-    """Which real samples are compared with, for the record."""
-    return ",".join(filter(None, (split, *(f"{key}={value}" for key, value in dataset.items()))))
-
-
-def real_samples(
-    trained: DictConfig, stream: BatchStream, split: str, dataset: Mapping[str, Any], wanted: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Real samples to compare with, as stored, in a random order, and their labels; None for those of training."""
-    if dataset:
-        changed = OmegaConf.merge(trained, {"dataset": dict(dataset), "hold_out": 0, "batch_size": 1})
-        validate(changed)  # type: ignore[arg-type]
-        other = open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))  # type: ignore[arg-type]
-        return other.fixed_samples(wanted), other.fixed_labels(wanted)
-    if split == "training":
-        return None, None
-    if stream.held_out is None or not len(stream.held_out):
-        raise ConfigError("split", "=held_out: the run has held out no samples (hold_out=0); allowed is training")
-    rows = torch.randperm(len(stream.held_out), generator=torch.Generator().manual_seed(0))
-    labels = stream.held_out_labels
-    return stream.held_out[rows], labels if labels is None else labels[rows]
+def other_samples(trained: DictConfig, dataset: Mapping[str, Any]) -> BatchStream:
+    """The run's data set with other keys, whole."""
+    changed: Any = OmegaConf.merge(trained, {"dataset": dict(dataset), "hold_out": 0, "batch_size": 1})
+    validate(changed)
+    return open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import yaml
 from wganlab.locks import is_locked
 from wganlab.metrics import metric_of
 from wganlab.schema import ConfigError, leaves
-from wganlab.translate import translate
+from wganlab.translate import translate, translate_columns
 
 Row = dict[str, float]
 #: Version of what a checkpoint holds. Raise it when the meaning changes; checkpoints of other versions are refused.
@@ -46,6 +46,7 @@ def read_metrics(path: Path) -> Iterator[tuple[dict[str, str], Row] | None]:
         try:
             for cells in csv.DictReader(file):
                 try:
+                    cells = translate_columns(cells)
                     row = {key: float(value) for key, value in cells.items() if value != ""}
                     row["step"] = int(row["step"])
                     row |= {"images_seen": int(row["images_seen"])} if "images_seen" in row else {}
@@ -148,7 +149,9 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json; empty for a run that did not complete."""
-        return self._mapping("summary.json", json.loads) if self.state == Status.COMPLETED else {}
+        found = self._mapping("summary.json", json.loads) if self.state == Status.COMPLETED else {}
+        parts = {key: translate_columns(found[key]) for key in ("final", "best") if isinstance(found.get(key), dict)}
+        return found | parts
 
     @cached_property
     def protocol(self) -> dict[str, Any]:

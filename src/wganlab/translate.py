@@ -34,8 +34,24 @@ NEUTRAL: dict[str, Any] = {
     "averaging": {},
     "augmentation": {},
 }
+#: What observers scored by before evaluations compared with samples held out.
+SCORED = {
+    "wganlab.callbacks.evaluation.Evaluation": ("split", "training"),
+    "wganlab.callbacks.checkpoints.Checkpoints": ("monitor", "eval/emd_raw"),
+}
 #: Keys of a target that came later, with the values that were fixed before.
 FIXED: dict[str, dict[str, Any]] = {"wganlab.networks.upsample_dcgan.Generator": {"output_bias": True}}
+
+
+#: Columns of metrics.csv before eval/emd was debiased -> their names since.
+COLUMNS = {"eval/emd": "eval/emd_raw", "eval/emd_debiased": "eval/emd"}
+
+
+def translate_columns(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by column, of this or an earlier version, by the columns of this version."""
+    if "eval/emd" not in found or "eval/emd_raw" in found:
+        return dict(found)
+    return {COLUMNS.get(key, key): value for key, value in found.items()}
 
 
 def translate(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,6 +64,11 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         name = REGULARIZERS.get(part.get("_target_"), "regularizer")
         loss["regularizer"] = {name: part} if name else {}
     translated = translate_node({**config, "loss": {"regularizer": {}, **loss}})
+    if "trial" not in config:  # whose scores were of other samples, and by other names
+        for part in (translated.get("callbacks") or {}).values():
+            if isinstance(part, dict) and part.get("_target_") in SCORED:
+                key, value = SCORED[part["_target_"]]
+                part |= {key: value} if part.get(key, "eval/emd") == "eval/emd" else {}
     return {**NEUTRAL, **translated}
 
 

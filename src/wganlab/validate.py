@@ -297,7 +297,7 @@ def check_labels(module: AdversarialModule, config: DictConfig, source: Source, 
             labels = source.draw(1024, torch.Generator().manual_seed(0))[1]
         else:
             with naming(config, "dataset"):
-                _, labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
+                labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True)).labels
     if labels is None:
         raise ConfigError("model", ": its networks take labels, and the data set has none; choose another of the two")
     built_for = config.model.get("n_classes")

@@ -19,17 +19,18 @@ from torch import Tensor
 from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
-from wganlab.metrics import metric_of
+from wganlab.metrics import metric_of, objective_of
 from wganlab.runs import CHECKPOINT_SCHEMA
 
 
 class Checkpoints(Checkpoint):
     """Writes checkpoints/last.ckpt every so many generator steps and minutes, and best.ckpt at the best ``monitor``.
 
-    ``mode`` says which values of ``monitor`` are better: ``min``, ``max``, or ``auto``, the direction that
-    :data:`wganlab.metrics.METRICS` gives; of columns without one, lower is better. Every ``keep_every`` steps the state
-    is also kept for good, as step_XXXXXXXX.ckpt. One is written before the last step, too, whose evaluation may fail: a
-    run that is continued makes that step again.
+    By default that is ``eval/fid`` where features are scored, else ``eval/emd``. ``mode`` says which values of
+    ``monitor`` are better: ``min``, ``max``, or ``auto``, the direction that :data:`wganlab.metrics.METRICS` gives; of
+    columns without one, lower is better. Every ``keep_every`` steps the state is also kept for good, as
+    step_XXXXXXXX.ckpt. One is written before the last step, too, whose evaluation may fail: a run that is continued
+    makes that step again.
 
     Files are written under another name and then renamed, so a checkpoint is always whole. They hold tensors and plain
     containers only and load with ``torch.load(weights_only=True)``. A state that is not finite is never saved.
@@ -43,11 +44,11 @@ class Checkpoints(Checkpoint):
         every: PositiveInt,
         minutes: PositiveFloat | None = 10.0,
         keep_every: PositiveInt | None = None,
-        monitor: str = "eval/emd",
+        monitor: str | None = None,
         mode: Literal["auto", "min", "max"] = "auto",
     ) -> None:
         self.every, self.minutes, self.keep_every, self.monitor = every, minutes, keep_every, monitor
-        self.sign = {"min": 1, "max": -1, "auto": metric_of(monitor).sign}[mode]
+        self.sign = {"min": 1, "max": -1, "auto": metric_of(monitor or "").sign}[mode]
         self.best: float | None = None
         self.random: dict[str, Any] | None = None
         self.saved = 0
@@ -60,12 +61,19 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
-        improved = self._improves(module.observed.get(self.monitor))
+        improved = self._improves(self._monitored(module.observed))
         late = self.minutes is not None and time.monotonic() - self.time > 60 * self.minutes
         kept = self.keep_every is not None and trainer.global_step % self.keep_every == 0
         last_but_one = trainer.global_step == trainer.max_steps - 1
         if improved or late or kept or last_but_one or is_due(trainer, self.every):
             self.save(trainer, module, best=improved, keep=kept)
+
+    def _monitored(self, observed: Mapping[str, float]) -> float | None:
+        """The value of the monitor, where it was observed at this step."""
+        if self.monitor is not None:
+            return observed.get(self.monitor)
+        objective = objective_of(observed)
+        return objective and objective[1]
 
     def _improves(self, value: float | None) -> bool:
         """Whether a value of the monitor is the best one so far, and remember it then."""
@@ -100,7 +108,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
         if self.best is None and parallel.is_rank_zero():
-            print(f"callbacks.checkpoints.monitor={self.monitor} was never observed: there is no best.ckpt", flush=True)
+            monitor = self.monitor or "eval/fid, eval/emd"
+            print(f"callbacks.checkpoints.monitor={monitor} was never observed: there is no best.ckpt", flush=True)
 
     def on_save_checkpoint(self, trainer: Trainer, module: AdversarialModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["wganlab"] = {

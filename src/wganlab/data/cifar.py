@@ -1,5 +1,6 @@
 """CIFAR-10, whole or some of its classes, from its original files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,18 +51,28 @@ class CIFAR10:
 
     def load(self) -> Tensor:
         """uint8 of shape (len(self), 3, 32, 32)."""
-        images, self._labels = [], []
-        for split in self.splits:
+        images, self._labels = self._read(self.splits)
+        return images
+
+    def held_out(self) -> tuple[Tensor, Tensor] | None:
+        """Images and labels of the split that is not trained on; None where both are."""
+        others = [split for split in PER_CLASS if split not in self.splits]
+        return self._read(others) if others else None
+
+    def _read(self, splits: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The images of the chosen classes in some splits, and the numbers of their classes."""
+        images, numbers = [], []
+        for split in splits:
             dataset = read("CIFAR10", self.root, train=split == "train", damaged="is not whole, by its md5 sums")
             labels = torch.tensor(dataset.targets)
             chosen = torch.isin(labels, torch.tensor(self.classes))
             images.append(torch.from_numpy(dataset.data).permute(0, 3, 1, 2)[chosen])
-            self._labels.append(labels[chosen])
-        return torch.cat(images).contiguous()
+            numbers.append(labels[chosen])
+        return torch.cat(images).contiguous(), torch.cat(numbers)
 
     def labels(self) -> Tensor:
         """Class numbers of what :meth:`load` returned."""
-        return torch.cat(self._labels)
+        return self._labels
 
 
 def class_number(name: int | str) -> int:

@@ -53,6 +53,11 @@ class MNIST:
         self._labels: Tensor = dataset.targets
         return dataset.data.unsqueeze(1)
 
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """The images and labels of the split that is not trained on, the test images as a rule."""
+        dataset = read(self.name, self.root, train=not self.train)
+        return dataset.data.unsqueeze(1), dataset.targets
+
     def labels(self) -> Tensor:
         """Digits, or numbers of the garments, of what :meth:`load` returned."""
         return self._labels

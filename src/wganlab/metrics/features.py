@@ -62,12 +62,13 @@ def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS
     """Share of generated images near real ones, and of real near generated ones, both from 0 to 1.
 
     "Near" is within the distance to the ``neighbours``-th nearest of one's own kind (Kynkäänniemi et al. 2019, arXiv
-    1904.06991, equations 1 and 2). By torch-fidelity.
+    1904.06991, equations 1 and 2), of as many images of either kind. By torch-fidelity.
     """
     from torch_fidelity import metric_prc
 
     options = {"prc_neighborhood": neighbours, "prc_batch_size": BLOCK, "save_cpu_ram": True, "verbose": False}
-    found = metric_prc.prc_features_to_metric(fake.cpu(), real.cpu(), **options)
+    n = min(len(real), len(fake))
+    found = metric_prc.prc_features_to_metric(fake[:n].cpu(), real[:n].cpu(), **options)
     return {key: found[key] for key in ("precision", "recall")}
 
 

@@ -23,7 +23,11 @@ LIBRARIES = ("torch", "POT", "torch-fidelity")
 #: Real samples whose features are computed at a time.
 BLOCK = 512
 #: How many real and how many generated samples a score takes: with fewer it is no number, or its library fails.
-DISTANCES_TAKE = {"emd_real": (2, 0), "emd_debiased": (2, 0)}
+DISTANCES_TAKE = {"emd_real": (2, 0), "emd": (2, 0)}
+#: Scores of real samples in the place of generated ones, by the id of their protocol.
+REAL_SCORES: dict[str, dict[str, float]] = {}
+#: Points whose modes are counted.
+MODE_POINTS = 10_000
 FEATURES_TAKE = {
     "fid": (2, 2),
     "kid": (2, 2),
@@ -44,22 +48,29 @@ class Rows:
     def add(self, part: Tensor) -> None:
         """Append as many rows as are missing."""
         part = part[: self.missing]
-        if not hasattr(self, "rows"):
-            self.rows = part.new_empty((self.missing, *part.shape[1:]))
-        begin = len(self.rows) - self.missing
-        self.rows[begin : begin + len(part)] = part
+        if not hasattr(self, "block"):
+            self.block = part.new_empty((self.missing, *part.shape[1:]))
+        begin = len(self.block) - self.missing
+        self.block[begin : begin + len(part)] = part
         self.missing -= len(part)
+
+    @property
+    def rows(self) -> Tensor:
+        """Those that have come."""
+        return self.block[: len(self.block) - self.missing]
 
 
 class Protocol:
     """Scores ``n`` generated samples by exact distances to ``n`` real ones, and ``images`` images by their features.
 
     The real samples are the same at every step and for every method and seed. Scores that take more samples than there
-    are, real or generated, are left out.
+    are, real or generated, are left out. ``real_scores`` are those of other real samples in the place of generated
+    ones: what a perfect generator would get.
     """
 
     def __init__(self, *, n: int, images: int, extractor: Extractor | None) -> None:
         self.n, self.images, self.extractor = n, images, extractor
+        self.real_scores: dict[str, float] = {}
 
     def prepare(
         self,
@@ -67,18 +78,19 @@ class Protocol:
         real: Tensor | None = None,
         *,
         labels: Tensor | None = None,
-        split: str = "training",
+        split: str = "auto",
     ) -> None:
         """Choose the real samples, compute their features, and say which scores are left out for want of samples.
 
-        The real samples are those of the stream, or ``real`` (m, *shape), as stored, with their ``labels`` (m,);
-        ``split`` is their name.
+        The real samples are those of a split of the stream (:func:`reference`), or ``real`` (m, *shape), as stored,
+        with their ``labels`` (m,), of which ``split`` is then the name.
         Raises ConfigError for data that the extractor refuses, and where they leave it no score at all.
         """
-        self.stream, self.split = stream, split
         wanted = max(2 * self.n, self.images if self.extractor else 0)
-        stored = stream.fixed_samples(wanted) if real is None else real[:wanted]
-        self.real_labels = stream.fixed_labels(wanted) if real is None else labels
+        if real is None:
+            split, real, labels = reference(stream, split, wanted)
+        self.stream, self.split = stream, split
+        stored, self.real_labels = real[:wanted], labels
         half = max(1, min(self.n, len(stored) // 2))
         self.real, others = to_unit_range(stored[:half]), to_unit_range(stored[half : 2 * half])
         self.left_out = self.too_few(len(stored))
@@ -88,19 +100,47 @@ class Protocol:
             there = f"{len(stored)} real{generated} samples"
             print(f"note: left out, for they take more than {there}: {', '.join(taken)}", flush=True)
         self.emd_real = None if "emd_real" in self.left_out else wasserstein(self.real, others)
-        if self.extractor is None or not self.scores_features:
-            return
-        self.extractor.prepare(stream.samples, stream.labels, stream.fingerprint())
-        if self.left_out.keys() >= FEATURES_TAKE.keys() and not self.extractor.knows_classes:
+        if self.extractor is not None and self.scores_features:
+            self.prepare_features(self.extractor, stored)
+        described = self.describe("raw")["id"]
+        if described not in REAL_SCORES:  # jobs of a sweep share them
+            REAL_SCORES[described] = self.scores_of_real(stored)
+        self.real_scores = REAL_SCORES[described]
+
+    def prepare_features(self, extractor: Extractor, stored: Tensor) -> None:
+        """Compute the features of real images (m, *shape), as stored."""
+        stream = self.stream
+        extractor.prepare(stream.samples, stream.labels, stream.fingerprint())
+        if self.left_out.keys() >= FEATURES_TAKE.keys() and not extractor.knows_classes:
+            there = f"{len(stored)} real and {self.images} generated samples"
             raise ConfigError("extractor", f": {there} are too few for any of its scores; allowed is none")
         images = stored[: self.images]
         features = Rows(len(images))
         for part in images.split(BLOCK):
-            features.add(self.extractor.features(to_unit_range(part))[0])
+            features.add(extractor.features(to_unit_range(part))[0])
         self.real_features = features.rows
         if stream.labels is not None:
             self.classes, numbers = stream.labels.unique(return_inverse=True)
             self.shares = torch.bincount(numbers) / len(numbers)
+
+    def scores_of_real(self, compared: Tensor) -> dict[str, float]:
+        """The scores of real samples that are not ``compared`` with, in the place of generated ones.
+
+        They are the training samples where others are held out, else what is left of these; empty where that is less
+        than the samples of distances.
+        """
+        beside = 0 if self.split == "held_out" else len(compared)
+        wanted = max(2 * self.n, self.images if self.scores_features else 0)
+        others = to_unit_range(self.stream.fixed_samples(beside + wanted)[beside:])
+        if len(others) < 2 * len(self.real):
+            return {}
+        return self.scores(lambda n: others[:n].split(BLOCK))
+
+    @property
+    def modes(self) -> Any:
+        """The centers and the standard deviation of a mixture; None of other data."""
+        modes = getattr(self.stream.source, "modes", None)
+        return modes() if modes else None
 
     @property
     def scores_features(self) -> bool:
@@ -122,15 +162,17 @@ class Protocol:
 
         ``labels(n)`` are those that were asked for, (n,), or None.
 
-        ``eval/emd_real`` is the distance between the real samples and as many other real ones: the score of a perfect
-        generator, but not a lower bound, since blurred images score lower. ``eval/emd_debiased`` is the distance less
-        the mean of this one and of that between generated samples, as in a Sinkhorn divergence (Feydy et al. 2019,
-        arXiv 1810.08278, equation 3): about 0 for a perfect generator, and below only for copies of the real samples.
+        ``eval/emd_raw`` is the distance itself, and ``eval/emd_real`` that between the real samples and as many other
+        real ones: the score of a perfect generator, but not a lower bound, since blurred images score lower.
+        ``eval/emd`` is the distance less the mean of this one and of that between generated samples, as in a Sinkhorn
+        divergence (Feydy et al. 2019, arXiv 1810.08278, equation 3): about 0 for a perfect generator, and below only
+        for copies of the real samples.
         """
         half = len(self.real)
-        samples, features, logits = Rows(2 * half), Rows(self.images), Rows(self.images)
+        points = max(2 * half, MODE_POINTS if self.modes else 0)
+        samples, features, logits = Rows(points), Rows(self.images), Rows(self.images)
         finite = True
-        drawn = max(2 * half, self.images if self.scores_features else 0)
+        drawn = max(points, self.images if self.scores_features else 0)
         for part in draw(drawn):
             part = part.float()
             samples.add(part)
@@ -139,15 +181,15 @@ class Protocol:
                 finite = finite and bool(torch.isfinite(images).all())
                 for rows, new in zip((features, logits), self.extractor.features(images.nan_to_num()), strict=True):
                     rows.add(new)
-        few, others = samples.rows.split(half)
-        found = {"emd": wasserstein(few, self.real)}
+        few, others = samples.rows[: 2 * half].split(half)
+        found = {"emd_raw": wasserstein(few, self.real)}
         if self.emd_real is not None:
             found["emd_real"] = self.emd_real
-            found["emd_debiased"] = found["emd"] - (self.emd_real + wasserstein(few, others)) / 2
+            found["emd"] = found["emd_raw"] - (self.emd_real + wasserstein(few, others)) / 2
         if few.dim() == 2:
             found["w2"] = wasserstein(few, self.real, order=2)
-        if modes := getattr(self.stream.source, "modes", None):
-            found |= mode_scores(few, *modes())
+        if self.modes:
+            found |= mode_scores(samples.rows, *self.modes)
         if self.scores_features:
             found |= self.feature_scores(features.rows, logits.rows) if finite else {"fid": math.nan}
             asked = labels(drawn)
@@ -197,7 +239,25 @@ class Protocol:
             "n": len(self.real),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
+        if self.modes:
+            content["points"] = MODE_POINTS
         if self.extractor and self.scores_features:
             content |= self.extractor.describe() | {"images": len(self.real_features), "generated": self.images}
         hashed = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4)
-        return {"id": hashed.hexdigest()} | content | {"generator": weights}
+        return {"id": hashed.hexdigest()} | content | {"generator": weights, "real_scores": self.real_scores}
+
+
+def reference(stream: BatchStream, split: str, n: int) -> tuple[str, Tensor, Tensor | None]:
+    """The name of a split of the data, n of its samples, always the same, and their labels.
+
+    "auto" is "held_out" where samples were held out from training, else "training".
+    Raises ConfigError for "held_out" without such.
+    """
+    apart = stream.held_out is not None and len(stream.held_out) > 0
+    if split == "training" or (split == "auto" and not apart):
+        return "training", stream.fixed_samples(n), stream.fixed_labels(n)
+    if stream.held_out is None or not apart:
+        raise ConfigError("split", "=held_out: the run has held out no samples (hold_out=0); allowed is training")
+    rows = torch.randperm(len(stream.held_out), generator=torch.Generator().manual_seed(0))[:n]
+    labels = stream.held_out_labels
+    return "held_out", stream.held_out[rows], labels if labels is None else labels[rows]

@@ -140,6 +140,7 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "protocol": run.protocol.get("id"),
         }
         record |= {f"final/{key}": value for key, value in final.items() if "/" in key}
+        record |= {f"real/{key}": value for key, value in (run.protocol.get("real_scores") or {}).items()}
         for key, value in outcome["best"].items():
             record |= {f"best/{key}": value["value"], f"best_step/{key}": value["step"]}
             record |= {f"gap/{key}": final[key] - value["value"]} if key in final else {}

@@ -100,7 +100,7 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
             _draw_arm(axes, members, arm, colour, "seeds" if len(seeds) == len(members) else "runs")
         _scale(axes, list(series.values()))
         perfect = {row["eval/emd_real"] for run in runs for row in run.rows if "eval/emd_real" in row}
-        if metric == "eval/emd" and len(perfect) == 1:
+        if metric == "eval/emd_raw" and len(perfect) == 1:
             axes.axhline(*perfect, color="0.4", ls=":", lw=1, label="real against real")
             axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.98 * min(perfect)))
         axes.set_xlabel("generator steps")

@@ -12,7 +12,7 @@ import jinja2
 from wganlab.files import write_json, write_text
 from wganlab.report import figures, networks, tuning
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, results, to_csv
-from wganlab.report.tables import cell, columns_of
+from wganlab.report.tables import REAL, cell, columns_of, real_row
 from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
 from wganlab.runs import Run, read_archive
 from wganlab.schema import leaves
@@ -65,6 +65,7 @@ def render(
     panels = [panel(run, name, colours[name]) for name, run in shown.items()]
     return template().render(
         title=title(runs, names),
+        real=REAL,
         arms=colours,
         several_seeds=len(set(names)) < len(runs),
         runs=runs,
@@ -78,6 +79,7 @@ def render(
                 "records": members,
                 "protocol": describe(runs, protocol),
                 "columns": columns_of(members),
+                "real": real_row(members),
             }
             for protocol, members in by_protocol(records).items()
         ],

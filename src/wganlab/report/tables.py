@@ -23,6 +23,8 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
+#: The row of real samples.
+REAL = "real samples"
 #: Columns that are no metrics.
 BUDGET = (
     Column("images_per_second", "images/s", ",.0f", "real images seen by the critic per second"),
@@ -61,6 +63,12 @@ def columns_of(records: Sequence[dict[str, Any]]) -> list[Column]:
     return [column for column in COLUMNS if any(record.get(column.key) is not None for record in records)]
 
 
+def real_row(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What real samples score by the protocol of these records, in the place of generated ones; empty if unknown."""
+    known = next((record for record in records if any(key.startswith("real/") for key in record)), {})
+    return {f"final/{key.removeprefix('real/')}": known[key] for key in known if key.startswith("real/")}
+
+
 def cell(value: float | tuple[float, float, float] | None, form: str) -> str:
     """A number as the tables show it; of (mean, low, high) the mean ± half the interval."""
     if isinstance(value, tuple):
@@ -80,6 +88,9 @@ def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
         head = ["arm", counted, *(column.heading for column in shown)]
         cells = [[cell(row.get(column.key), column.format) for column in shown] for row in rows]
         leading = [[str(row["arm"]), str(row[counted])] for row in rows]
+        if real := real_row(members):
+            leading.append([REAL, "–"])
+            cells.append([cell(real.get(column.key), column.format) for column in shown])
         found.append(Table(head, [left + right for left, right in zip(leading, cells, strict=True)]))
     return found
 
