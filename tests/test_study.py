@@ -28,7 +28,8 @@ ARMS = [(name, arm) for name, folder in studies().items() for arm in arm_names(f
 def arm(study: str, name: str, *overrides: str) -> DictConfig:
     """The plain config of an arm."""
     folder = find_study(study)
-    arguments, _ = multirun(folder, [f"arms={name}", *STAND_IN.get(study, []), *overrides])
+    trial = ["trial=0"] if read_study(folder).tune else []
+    arguments, _ = multirun(folder, [f"arms={name}", *trial, *STAND_IN.get(study, []), *overrides])
     return first_job(arguments, config_dir=str(folder))
 
 
