@@ -365,7 +365,8 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     before, row, after = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 16 runs, ")
     assert before.startswith("Before.\n<!-- studies -->\n| study ")
     assert row
-    assert after.endswith("|\n<!-- end of studies -->\nAfter.\n")
+    corrected = "Of 2 claims 2 are decided, 2 of them also when corrected for all 2."
+    assert after.endswith(f"|\n\n{corrected}\n<!-- end of studies -->\nAfter.\n")
     # fast saw 11 epochs of digits in 60 steps of 5 batches, and its samples of step 6 are those of epoch 1
     assert Image.open(folder / "epochs_fast.png").height == 2 * 80
     assert Image.open(folder / "grids_fast.png").width == 2 * 150

@@ -104,17 +104,17 @@ def study(arguments: Sequence[str]) -> int | None:
     options = parser.parse_intermixed_args(list(arguments))
     if options.publish and not options.overrides:
         parser.error("--publish: needs the name of a study")
-    if options.index:
-        print(study.index(), end="")
+    if options.index or (options.publish and not options.help):
+        from wganlab.report import studies  # imports matplotlib
+
+        if options.index:
+            print(studies.index(), end="")
+            return 0
+        folder, given = study.find_study(options.overrides[0]), options.overrides[1:]
+        written = studies.publish(folder, Path(study.multirun(folder, given)[1]), budget=study.budget_of(given))
+        print(*map(os.path.relpath, written), sep="\n")
     elif options.help or not options.overrides:
         print(study.overview())
-    elif options.publish:
-        folder = study.find_study(options.overrides[0])
-        _, where = study.multirun(folder, options.overrides[1:])
-        print(
-            *map(os.path.relpath, study.publish(folder, Path(where), budget=study.budget_of(options.overrides))),
-            sep="\n",
-        )
     else:
         return study.run(options.overrides[0], options.overrides[1:])
     return 0

@@ -6,10 +6,7 @@ arm is ``# @package _global_``: it may override whatever conf/train.yaml compose
 
 import json
 import os
-import secrets
-import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,11 @@ from pydantic import PositiveFloat, PositiveInt
 
 from wganlab.config import conf_dir, parse, split_sweep
 from wganlab.environment import is_further_rank, place
-from wganlab.files import write_text
 from wganlab.report.claims import Claim, read_claims
 from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError, check_call
-from wganlab.tune import Tune, arm_ranges, settings, table
+from wganlab.tune import Tune, searched, tuned_sweeps
 
 Sweep = Mapping[str, str | int]
 
@@ -111,6 +107,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
     """
     from wganlab.launch import sweep  # imports torch, which help and index do without
     from wganlab.report.page import write_report
+    from wganlab.report.studies import log_verdicts
 
     folder = find_study(name)
     arguments, where = multirun(folder, overrides)
@@ -129,37 +126,6 @@ def run(name: str, overrides: Sequence[str]) -> int:
     if found and any((run.folder / "wandb").is_dir() for run in runs):
         log_verdicts(Path(where), runs, found)
     return code
-
-
-def tuned_sweeps(folder: Path, tune: Tune, arguments: Sequence[str], where: str) -> Iterator[list[str]]:
-    """The multiruns of a study that tunes: the search, and once it is made, each arm at its best setting.
-
-    Raises ConfigError where an arm has no range, or trials are missing.
-    """
-    arms = [job[0].partition("=")[2] for job in split_sweep(parse([one for one in arguments if "arms=" in one]))]
-    ranges = {arm: arm_ranges(folder, arm) for arm in arms}
-    print(f"tuning: {tune}", flush=True)
-    search = {"seed": tune.seed, **tune.sweep, "trial": f"range({tune.trials})", "hydra.sweep.dir": tuning_dir(where)}
-    yield replaced(arguments, search)
-    for arm, setting in settings(tune, searched(where), ranges).items():
-        print(f"{arm}: {setting}", flush=True)
-        yield replaced(arguments, {"+arms": arm, "trial": setting.trial})
-
-
-def tuning_dir(where: str | Path) -> str:
-    """Where the search of a study is, whose seeds are elsewhere."""
-    return f"{where}_tuning"
-
-
-def searched(where: str | Path) -> list[Run]:
-    """The runs of the search of a study; none where it does not tune."""
-    return find_runs([tuning_dir(where)]) if Path(tuning_dir(where)).is_dir() else []
-
-
-def replaced(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
-    """Overrides with other values of some keys."""
-    kept = [argument for argument in arguments if argument.partition("=")[0] not in values]
-    return [*kept, *(f"{key}={value}" for key, value in values.items())]
 
 
 def several_at_a_time(arguments: Sequence[str]) -> list[str]:
@@ -229,90 +195,3 @@ def looks(sweep_dir: Path) -> Stages:
     """The stages of seeds at which verdicts were given before in the folder of a sweep."""
     path = sweep_dir / "verdicts.json"
     return json.loads(path.read_text()).get("stages", ()) if path.is_file() else ()
-
-
-def index(folders: Mapping[str, Path] | None = None) -> str:
-    """All studies in a Markdown table: question, verdicts, cost, date and commit, from their verdicts.json."""
-    lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
-    for name, folder in (studies() if folders is None else folders).items():
-        question = read_study(folder).question
-        path = folder / "verdicts.json"
-        found = json.loads(path.read_text()) if path.is_file() else None
-        cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
-    """Verdicts, cost, date and commit, as :func:`index` shows them."""
-    counts = Counter(claim["verdict"] for claim in found["claims"])
-    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-    cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
-    return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
-
-
-def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list[Path]:
-    """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
-
-    These are the tables, figures and verdicts.md that its README links to, verdicts.json where it has claims, and the
-    lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises ConfigError without runs.
-    """
-    from wganlab.report.page import write_report
-    from wganlab.report.publish import export, fill, publish_page
-
-    runs = find_runs([sweep_dir])
-    study = read_study(folder)
-    pieces = sweep_dir / "export"
-    found = verdicts(folder, runs, sweep_dir, budget=budget)
-    search = searched(sweep_dir)
-    write_report(runs, pieces, question=study.question, verdicts=found, searched=search)
-    published = folder / "published.csv"
-    export(
-        runs,
-        pieces,
-        samples_at_epochs=study.samples_at_epochs,
-        grids_at_steps=study.grids_at_steps,
-        published=published if published.is_file() else None,
-        searched=search,
-    )
-    if study.tune and search:
-        arms = dict.fromkeys(run.overrides["arms"] for run in runs)
-        found_settings = settings(study.tune, search, {arm: arm_ranges(folder, arm) for arm in arms})
-        text = f"\nBest settings of {study.tune}:\n\n{table(found_settings)}"
-        write_text(pieces / "tuning.md", (pieces / "tuning.md").read_text() + text)
-    written = publish_page(folder / "README.md", pieces)
-    if (pieces / "verdicts.json").is_file():
-        shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
-        written.append(folder / "verdicts.json")
-    parent = folder.resolve().parent
-    beside = {path.parent.name: path.parent for path in sorted(parent.glob("*/study.yaml"))}
-    if (parent / "README.md").is_file() and fill(parent / "README.md", "studies", index(beside)):
-        written.append(parent / "README.md")
-    return written
-
-
-def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
-    """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
-    import wandb
-
-    from wganlab.loggers import WandbLogger
-    from wganlab.report import figures
-    from wganlab.report.compare import arms
-
-    logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
-    if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):
-        return
-    columns = ["claim", "source", "number", "wanted", "measured", "seeds", "p", "verdict"]
-    rows = [
-        [
-            *(getattr(verdict.claim, key) for key in ("says", "source", "number", "wanted")),
-            verdict.measured,
-            verdict.seeds,
-            verdict.tested,
-            verdict.description,
-        ]
-        for verdict in found
-    ]
-    images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}
-    logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), **images})
-    logger.finish({verdict.claim.says: verdict.decision for verdict in found}, 0)

@@ -5,7 +5,7 @@ with seeds that the search has not seen. A claim is about those alone.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,9 +14,10 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import NonNegativeInt, PositiveInt
 
+from wganlab.config import parse, split_sweep
 from wganlab.metrics import metric_of
 from wganlab.ranges import is_at_edge, ranges_in
-from wganlab.runs import Run, Status, final_and_best
+from wganlab.runs import Run, Status, final_and_best, find_runs
 from wganlab.schema import ConfigError
 
 
@@ -110,6 +111,37 @@ def settings(tune: Tune, searched: Sequence[Run], ranges: Mapping[str, Mapping[s
         edges = [key for key, text in of_arm.items() if is_at_edge(key, text, trial)]
         found[arm] = Setting(trial, sign * score, values, edges)
     return found
+
+
+def tuned_sweeps(folder: Path, tune: Tune, arguments: Sequence[str], where: str) -> Iterator[list[str]]:
+    """The multiruns of a study that tunes: the search, and once it is made, each arm at its best setting.
+
+    Raises ConfigError where an arm has no range, or trials are missing.
+    """
+    arms = [job[0].partition("=")[2] for job in split_sweep(parse([one for one in arguments if "arms=" in one]))]
+    ranges = {arm: arm_ranges(folder, arm) for arm in arms}
+    print(f"tuning: {tune}", flush=True)
+    search = {"seed": tune.seed, **tune.sweep, "trial": f"range({tune.trials})", "hydra.sweep.dir": tuning_dir(where)}
+    yield replaced(arguments, search)
+    for arm, setting in settings(tune, searched(where), ranges).items():
+        print(f"{arm}: {setting}", flush=True)
+        yield replaced(arguments, {"+arms": arm, "trial": setting.trial})
+
+
+def tuning_dir(where: str | Path) -> str:
+    """Where the search of a study is, whose seeds are elsewhere."""
+    return f"{where}_tuning"
+
+
+def searched(where: str | Path) -> list[Run]:
+    """The runs of the search of a study; none where it does not tune."""
+    return find_runs([tuning_dir(where)]) if Path(tuning_dir(where)).is_dir() else []
+
+
+def replaced(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:
+    """Overrides with other values of some keys."""
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in values]
+    return [*kept, *(f"{key}={value}" for key, value in values.items())]
 
 
 def table(found: Mapping[str, Setting]) -> str:

@@ -1,0 +1,116 @@
+"""What studies have found: published beside them, in the index of all, and in W&B."""
+
+import json
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wganlab.files import write_text
+from wganlab.report.page import write_report
+from wganlab.report.publish import export, fill, publish_page
+from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict
+from wganlab.runs import Run, find_runs
+from wganlab.statistics import level
+from wganlab.study import read_study, studies, verdicts
+from wganlab.tune import arm_ranges, searched, settings, table
+
+
+def index(folders: Mapping[str, Path] | None = None) -> str:
+    """All studies in a Markdown table: question, verdicts, cost, date and commit, from their verdicts.json.
+
+    A sentence below it corrects for the claims of all of them.
+    """
+    folders = studies() if folders is None else folders
+    lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
+    for name, folder in folders.items():
+        question = read_study(folder).question
+        path = folder / "verdicts.json"
+        found = json.loads(path.read_text()) if path.is_file() else None
+        cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", over_all(folders), ""])
+
+
+def over_all(folders: Mapping[str, Path]) -> str:
+    """How many claims of all studies are decided, and how many of them if all were the claims of one study."""
+    paths = [folder / "verdicts.json" for folder in folders.values()]
+    claims = [claim for path in paths if path.is_file() for claim in json.loads(path.read_text())["claims"]]
+    decided = [claim for claim in claims if claim["verdict"] not in (UNDECIDED, PROVISIONAL)]
+    still = [claim for claim in decided if max(claim["p"].values()) < level(len(claims))]
+    n = len(claims)
+    return f"Of {n} claims {len(decided)} are decided, {len(still)} of them also when corrected for all {n}."
+
+
+def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
+    """Verdicts, cost, date and commit, as :func:`index` shows them."""
+    counts = Counter(claim["verdict"] for claim in found["claims"])
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
+    return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
+
+
+def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list[Path]:
+    """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
+
+    These are the tables, figures and verdicts.md that its README links to, verdicts.json where it has claims, and the
+    lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises ConfigError without runs.
+    """
+    runs = find_runs([sweep_dir])
+    study = read_study(folder)
+    pieces = sweep_dir / "export"
+    found = verdicts(folder, runs, sweep_dir, budget=budget)
+    search = searched(sweep_dir)
+    write_report(runs, pieces, question=study.question, verdicts=found, searched=search)
+    published = folder / "published.csv"
+    export(
+        runs,
+        pieces,
+        samples_at_epochs=study.samples_at_epochs,
+        grids_at_steps=study.grids_at_steps,
+        published=published if published.is_file() else None,
+        searched=search,
+    )
+    if study.tune and search:
+        arms = dict.fromkeys(run.overrides["arms"] for run in runs)
+        found_settings = settings(study.tune, search, {arm: arm_ranges(folder, arm) for arm in arms})
+        text = f"\nBest settings of {study.tune}:\n\n{table(found_settings)}"
+        write_text(pieces / "tuning.md", (pieces / "tuning.md").read_text() + text)
+    written = publish_page(folder / "README.md", pieces)
+    if (pieces / "verdicts.json").is_file():
+        shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
+        written.append(folder / "verdicts.json")
+    parent = folder.resolve().parent
+    beside = {path.parent.name: path.parent for path in sorted(parent.glob("*/study.yaml"))}
+    if (parent / "README.md").is_file() and fill(parent / "README.md", "studies", index(beside)):
+        written.append(parent / "README.md")
+    return written
+
+
+def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
+    """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
+    import wandb
+
+    from wganlab.loggers import WandbLogger
+    from wganlab.report import figures
+    from wganlab.report.compare import arms
+
+    logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
+    if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):
+        return
+    columns = ["claim", "source", "number", "wanted", "measured", "seeds", "p", "verdict"]
+    rows = [
+        [
+            *(getattr(verdict.claim, key) for key in ("says", "source", "number", "wanted")),
+            verdict.measured,
+            verdict.seeds,
+            verdict.tested,
+            verdict.description,
+        ]
+        for verdict in found
+    ]
+    images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}
+    logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), **images})
+    logger.finish({verdict.claim.says: verdict.decision for verdict in found}, 0)
