@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-peer bench-scaling readme study clean
+.PHONY: help demo test test-all lint bench bench-peer bench-scaling readme study clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -19,8 +19,11 @@ demo: $(VENV)/.run  ## train GAN, clipped WGAN and WGAN-GP on real handwriting a
 	@$(BIN)/wganlab report $(DEMO)
 	@echo "open it in a browser: file://$(CURDIR)/$(DEMO)/index.html"
 
-test: $(VENV)/.dev  ## run the test suite (ARGS='-m slow': what it leaves out)
+test: $(VENV)/.dev  ## run the test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: $(VENV)/.dev  ## all tests, slow ones included (an hour or two)
+	@$(MAKE) --no-print-directory test ARGS="-m 'slow or not slow' $(ARGS)"
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -12,12 +12,14 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from tests.conftest import images
+from tests.conftest import config, images
+from wganlab.build import construct, open_stream
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import FILES, IMAGES, MNIST, FashionMNIST
 from wganlab.data.stacked import Stacked
 from wganlab.data.stream import BatchStream, to_unit_range
+from wganlab.metrics.protocol import reference
 from wganlab.schema import InvalidValueError
 
 
@@ -45,6 +47,24 @@ def test_mnist_reads_the_original_format(tiny_mnist: Path) -> None:
     assert images.shape == (len(source), *source.shape) == (6, 1, 28, 28)
     assert images[2, 0, 0, :3].tolist() == [74, 75, 76]
     assert len(MNIST(root=str(tiny_mnist), train=False).load()) == 3
+
+
+def test_scores_compare_with_the_split_that_is_not_trained_on(tiny_mnist: Path) -> None:
+    root, options = str(tiny_mnist), ["dataset=mnist", f"dataset.root={tiny_mnist}", "batch_size=2"]
+    test = MNIST(root=root, train=False)
+    for overrides, held_out, trained in (([], test.load(), 6), (["dataset.train=false"], MNIST(root=root).load(), 3)):
+        settings = config(*options, *overrides)
+        stream = open_stream(settings, construct(settings, "dataset"), torch.device("cpu"))
+        assert stream.held_out is not None
+        assert torch.equal(stream.held_out, held_out)
+        assert len(stream.samples) == trained
+        name, samples, labels = reference(stream, "auto", 2)
+        assert (name, len(samples), len(labels)) == ("held_out", 2, 2)  # type: ignore[arg-type]
+        assert all(any(torch.equal(sample, image) for image in held_out) for sample in samples)
+        assert reference(stream, "training", 2)[0] == "training"
+    settings = config(*options, "hold_out=2")
+    stream = open_stream(settings, construct(settings, "dataset"), torch.device("cpu"))
+    assert (len(stream.held_out), len(stream.samples)) == (2, 4), "asked for: those of the training images"  # type: ignore[arg-type]
 
 
 def test_fashion_mnist_is_mnist_in_a_folder_of_its_own(tiny_mnist: Path) -> None:
@@ -190,6 +210,16 @@ def test_cifar_classes_and_splits(tiny_cifar: Path, classes: Any, split: Any, n:
     assert set(source.labels().tolist()) == labels
     assert (images[:, 0] == 255).all()
     assert ((images[:, 1, 0, 0] % 10) == source.labels()).all()
+
+
+def test_cifar_holds_out_its_test_images(tiny_cifar: Path) -> None:
+    options: dict[str, Any] = {"root": str(tiny_cifar), "classes": ["cat", 7]}
+    held_out = cifar.CIFAR10(**options, split="train").held_out()
+    assert held_out is not None
+    test = cifar.CIFAR10(**options, split="test")
+    assert torch.equal(held_out[0], test.load())
+    assert torch.equal(held_out[1], test.labels())
+    assert cifar.CIFAR10(**options).held_out() is None
 
 
 def test_cifar_refusals(tiny_cifar: Path, tmp_path: Path) -> None:

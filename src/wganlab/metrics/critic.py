@@ -75,10 +75,15 @@ def _pair(sides: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def norm_bound(layer: nn.Module) -> float:
-    """Lipschitz constant of a normalisation: its largest scale over the smallest standard deviation it divides by."""
+    """Lipschitz constant of a normalisation: its largest scale over the smallest standard deviation it divides by.
+
+    Infinite, for unknown, where that is of each image: 1 / sqrt(eps) would be true, and says nothing.
+    """
     weight, variance, eps = (getattr(layer, name, None) for name in ("weight", "running_var", "eps"))
+    if variance is None:
+        return math.inf
     scale = 1.0 if weight is None else weight.detach().abs().max().item()
-    return scale / math.sqrt((0.0 if variance is None else variance.min().item()) + (eps or 0.0))
+    return scale / math.sqrt(variance.min().item() + (eps or 0.0))
 
 
 def layers(critic: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
