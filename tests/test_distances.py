@@ -88,6 +88,27 @@ def test_clouds_of_different_sizes() -> None:
     assert d.wasserstein(torch.zeros(1, 1), torch.tensor([[0.0], [1.0]])) == pytest.approx(0.5)
 
 
+def test_potential_of_shifted_clouds_falls_along_the_shift() -> None:
+    """All mass moves by one vector, far against the spread: f is nearly linear in its direction, with slope 1."""
+    second = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    shift = torch.tensor([30.0, 40.0])
+    f = d.kantorovich_potential(second + shift, second)
+    assert (f(second + shift).mean() - f(second).mean()).item() == pytest.approx(50), "it attains W1"
+    along = torch.linspace(0, 1, 20)[:, None] * shift
+    assert f(along).diff() == pytest.approx(50 / 19, rel=0.02)
+    points = 30 * torch.randn(300, 2, generator=torch.Generator().manual_seed(1))
+    slopes = (f(points)[:, None] - f(points)).abs() / torch.cdist(points.double(), points.double()).clamp(min=1e-9)
+    assert slopes.max() <= 1 + 1e-6
+
+
+def test_potential_of_clouds_of_different_sizes() -> None:
+    f = d.kantorovich_potential(torch.zeros(1, 1), torch.tensor([[0.0], [1.0]]))
+    values = f(torch.tensor([[0.0], [0.5], [1.0]]))
+    assert (values - values[0]).tolist() == pytest.approx([0, -0.5, -1])
+    with pytest.raises(ValueError, match="not finite"):
+        d.kantorovich_potential(torch.zeros(1, 1), torch.tensor([[math.nan]]))
+
+
 def test_sliced_distance_of_shifted_clouds() -> None:
     """In the plane the mean of |cos| over directions is 2 / pi."""
     points = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))

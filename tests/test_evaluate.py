@@ -146,7 +146,8 @@ def test_points_have_modes_and_no_features(tmp_path: Path) -> None:
         *_, row = csv.DictReader(file)
     assert float(row["eval/w2"]) >= float(row["eval/emd_raw"]), "W2 is never below W1"
     assert 0 <= float(row["eval/modes"]) <= 8
-    assert -1 <= float(row["critic/value_density"]) <= 1
+    assert -1 <= float(row["critic/potential_correlation"]) <= 1
+    assert float(row["critic/distance_found"]) <= 1, "no critic finds more than W1"
     scores = evaluate(tmp_path / "out")["scores"]
     assert "eval/fid" not in scores
     assert {"eval/modes", "eval/high_quality", "eval/mode_kl", "eval/w2"} <= scores.keys()

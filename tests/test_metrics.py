@@ -206,6 +206,21 @@ def test_weights_at_the_bound() -> None:
     assert of_critic.weights_at_bound(critic, 0.01) == {"0": 0.75, "1": 0.0}
 
 
+@pytest.mark.parametrize("scale", [0.1, 5.0])
+def test_the_best_critic_between_shifted_points_is_linear(scale: float) -> None:
+    fake = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    real, critic = fake + torch.tensor([30.0, 40.0]), nn.Sequential(nn.Linear(2, 1, bias=False), nn.Flatten(0))
+    critic[0].weight.data = scale * torch.tensor([[0.6, 0.8]])
+    found = of_critic.optimality(critic, real, fake)
+    assert found["critic/distance_found"] == pytest.approx(1, abs=1e-5), "at any scale"
+    assert found["critic/potential_correlation"] == pytest.approx(1, abs=1e-3)
+    critic[0].weight.data = torch.tensor([[0.8, -0.6]])
+    found = of_critic.optimality(critic, real, fake)
+    assert found["critic/distance_found"] == pytest.approx(0, abs=1e-5), "across the shift"
+    assert abs(found["critic/potential_correlation"]) < 0.05
+    assert of_critic.optimality(critic, real, fake * torch.nan) == {}
+
+
 @pytest.mark.parametrize("d", [0.0, 3.0])
 def test_the_debiased_distance_takes_off_what_samples_are_apart_by_themselves(d: float) -> None:
     """Points on a line that are moved by d: the distance is d, and both halves stay as far apart as the real ones."""

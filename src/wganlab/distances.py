@@ -6,6 +6,7 @@ and returned as a float, in nats or in units of the samples.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -78,6 +79,24 @@ def wasserstein(first: Tensor, second: Tensor, *, order: int = 1) -> float:
     cost = torch.cdist(exact(first.flatten(1)), exact(second.flatten(1))) ** order
     n, m = cost.shape
     return _transport(cost.new_full((n,), 1 / n), cost.new_full((m,), 1 / m), cost) ** (1 / order)
+
+
+def kantorovich_potential(first: Tensor, second: Tensor) -> Callable[[Tensor], Tensor]:
+    """The 1-Lipschitz function f that attains W1 = E f(first) - E f(second), what a critic of WGAN approximates.
+
+    Point clouds (n, *shape) and (m, *shape); f takes points (k, *shape) and gives values (k,). The optimum, by POT: f
+    is the transform of the dual variables of ``second`` (Villani 2009, Optimal Transport, equation 5.3). Raises
+    ValueError for points that are not finite.
+    """
+    import ot
+
+    rows = exact(second.flatten(1)).cpu()
+    cost = torch.cdist(exact(first.flatten(1)).cpu(), rows)
+    if not torch.isfinite(cost).all():
+        raise ValueError("points that are not finite have no potential")
+    weights = [cost.new_full((n,), 1 / n).numpy() for n in cost.shape]
+    dual = torch.as_tensor(ot.emd(*weights, cost.numpy(), log=True)[1]["v"])
+    return lambda points: (torch.cdist(exact(points.flatten(1)).cpu(), rows) - dual).min(1).values
 
 
 def sliced_wasserstein(
