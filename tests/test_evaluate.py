@@ -8,12 +8,15 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
 
 from tests.conftest import TINY, in_process, wganlab
+from wganlab.build import trained_config
+from wganlab.evaluate import load
 from wganlab.metrics import METRICS
 from wganlab.runs import Run
 
-SMALL = ["dataset.size=16", "model.generator.hidden=[16]", "model.critic.hidden=[16]", "logger=csv"]
+SMALL = ["dataset.size=16", "model.generator.hidden=[16,16]", "model.critic.hidden=[16]", "logger=csv"]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,26 @@ def test_evaluate_scores_a_checkpoint(run: Path) -> None:
     assert evaluate(run, "seed=1")["scores"]["eval/fid"] != first["scores"]["eval/fid"]
 
 
+def test_standing_statistics_are_those_of_the_weights_as_they_are(run: Path) -> None:
+    """After a dozen steps the running ones are still near those of the first weights."""
+    running, standing = (evaluate(run, f"statistics={name}", "extractor=none") for name in ("running", "standing"))
+    assert running["scores"]["eval/emd_raw"] != standing["scores"]["eval/emd_raw"]
+    assert standing["protocol"]["statistics"] == "standing"
+    assert len(list((run / "evaluation").glob("last_standing_*.json"))) == 1
+    pair, _, _ = load(trained_config(Run.open(run), "score"), run / "checkpoints" / "last.ckpt")
+    (norm,) = [layer for layer in pair.generator.modules() if isinstance(layer, torch.nn.BatchNorm1d)]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    pair.take_standing_statistics(batches=3, size=5)
+    inputs = []
+    norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    for seed in range(3):
+        pair.generate(5, seed=seed)
+    assert norm.running_mean.tolist() == pytest.approx(torch.cat(inputs).mean(0).tolist(), abs=1e-6)
+    variance = torch.stack([rows.var(0) for rows in inputs]).mean(0)
+    assert norm.running_var.tolist() == pytest.approx(variance.tolist(), rel=1e-5)
+
+
 def test_a_run_of_a_larger_machine_is_scored_here(run: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     shutil.copytree(run, there)
@@ -148,6 +171,9 @@ def test_points_have_modes_and_no_features(tmp_path: Path) -> None:
     assert 0 <= float(row["eval/modes"]) <= 8
     assert -1 <= float(row["critic/potential_correlation"]) <= 1
     assert float(row["critic/distance_found"]) <= 1, "no critic finds more than W1"
+    refused = in_process("evaluate", "run=out", "statistics=standing", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "statistics=standing: the generator has no batch norm with running statistics" in refused.stderr
     scores = evaluate(tmp_path / "out")["scores"]
     assert "eval/fid" not in scores
     assert {"eval/modes", "eval/high_quality", "eval/mode_kl", "eval/w2"} <= scores.keys()

@@ -67,8 +67,9 @@ def test_frechet_distance_of_normal_distributions() -> None:
 
 def test_kernel_distance_is_unbiased_and_sees_a_shift() -> None:
     real, same = normal(1000, 8), normal(1000, 8, seed=1)
-    assert abs(of.kernel_distance(real, same)) < 5e-3
-    assert of.kernel_distance(real, same + 1) > 0.1
+    found = of.kernel_distance(real, same)
+    assert abs(found["kid"]) < min(5e-3, found["kid_sd"])
+    assert of.kernel_distance(real, same + 1)["kid"] > 0.1
     before = torch.random.get_rng_state()
     assert of.kernel_distance(real, same) == of.kernel_distance(real, same), "the subsets are always the same"
     assert torch.equal(before, torch.random.get_rng_state())
@@ -391,7 +392,7 @@ class Pixels:
         return {"extractor": "pixels"}
 
 
-FEATURES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
+FEATURES = {"fid", "kid", "kid_sd", "precision", "recall", "density", "coverage", "inception_score"}
 DISTANCES = {"emd", "emd_raw", "emd_real"}
 
 
@@ -404,7 +405,12 @@ DISTANCES = {"emd", "emd_raw", "emd_real"}
             {"emd_raw", "inception_score"},
             "1 real and 12 generated samples: eval/emd_real (2 real, 0 generated), ",
         ),
-        (2, 2, {*DISTANCES, "fid", "kid"}, "2 real and 2 generated samples: eval/precision (4 real, 4 generated), "),
+        (
+            2,
+            2,
+            {*DISTANCES, "fid", "kid", "kid_sd"},
+            "2 real and 2 generated samples: eval/precision (4 real, 4 generated), ",
+        ),
         (
             4,
             8,
@@ -455,8 +461,10 @@ def test_scores_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPat
     fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
     assert of.frechet_distance(real, fake) == pytest.approx(fid, rel=1e-10)
     options = {"kid_subsets": 20, "kid_subset_size": 250, "rng_seed": 0, "verbose": False}
-    kid = metric_kid.kid_features_to_metric(fake.double(), real.double(), **options)[metric_kid.KEY_METRIC_KID_MEAN]
-    assert of.kernel_distance(real, fake) == pytest.approx(kid, rel=1e-10)
+    kid = metric_kid.kid_features_to_metric(fake.double(), real.double(), **options)
+    assert of.kernel_distance(real, fake) == pytest.approx(
+        {"kid": kid[metric_kid.KEY_METRIC_KID_MEAN], "kid_sd": kid[metric_kid.KEY_METRIC_KID_STD]}, rel=1e-10
+    )
     whole = metric_prc.prc_features_to_metric(fake, real[:250], prc_neighborhood=3, verbose=False)
     assert of.precision_recall(real, fake) == {key: whole[key] for key in ("precision", "recall")}
     radius = torch.cdist(real, real).kthvalue(6).values

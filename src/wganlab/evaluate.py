@@ -51,6 +51,7 @@ def evaluate(
     run: str,
     checkpoint: str,
     weights: Weights,
+    statistics: Literal["running", "standing"] = "running",
     n: Annotated[int, Field(gt=1, le=10_000)],
     images: Annotated[int, Field(gt=10, le=1_000_000)],
     split: Literal["auto", "training", "held_out"],
@@ -62,7 +63,9 @@ def evaluate(
 
     ``n`` samples are compared by exact distances, ``images`` by the features of ``extractor``, with real samples of
     ``split``, or of the run's data set with the changes in ``dataset``; of data that have moved, these say where they
-    are. Of images, a picture beside the file shows some samples and the training images nearest to them.
+    are. ``statistics`` are those of the generator's batch norms, "standing" ones as
+    :meth:`wganlab.pair.Pair.take_standing_statistics` takes them. Of images, a picture beside the file shows some
+    samples and the training images nearest to them.
     conf/evaluate.yaml has the same keys.
     """
     opened = Run.open(run)
@@ -72,6 +75,11 @@ def evaluate(
         module, stream, step = load(trained, opened.checkpoint(checkpoint))
     if weights == "raw":
         module.averaging = None
+    if statistics == "standing":
+        try:
+            module.take_standing_statistics()
+        except ValueError as error:
+            raise ConfigError("statistics", f"=standing: {error}; allowed is running") from error
     wanted = max(2 * n, images)
     if others:
         other = other_samples(trained, others)
@@ -80,11 +88,12 @@ def evaluate(
     else:
         protocol.prepare(stream, split=split)
     scores, fake = score(module, protocol, seed)
-    taken = protocol.describe(module.shown_weights)
+    taken = protocol.describe(module.shown_weights) | {"statistics": statistics}
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
     if moves := {key: value for key, value in dataset.items() if key not in others}:
         record["dataset"] = moves
-    name = f"{checkpoint}_raw" if weights == "raw" else checkpoint
+    unusual = [value for value in (weights, statistics) if value in ("raw", "standing")]
+    name = "_".join([checkpoint, *unusual])
     path = opened.folder / "evaluation" / f"{name}_{taken['id']}.json"
     path.parent.mkdir(exist_ok=True)
     if fake.dim() == 4:

@@ -102,6 +102,27 @@ class Pair(LightningModule):
                 fake = self.fake(latents[part], None if labels is None else labels[part], network)
             yield fake
 
+    @torch.no_grad()
+    def take_standing_statistics(self, *, batches: int = 100, size: int = 64) -> None:
+        """Give the batch norms of what :meth:`generate` shows the mean of their statistics over fresh batches.
+
+        They are those of the weights as they are, where running statistics are those of weights as they were (BigGAN,
+        Brock et al. 2019, arXiv 1809.11096, section 4.1). Raises ValueError where it has none.
+        """
+        network = self.generator if self.averaging is None else self.averaging.network
+        norms = [layer for layer in network.modules() if isinstance(layer, parallel.BATCH_NORMS)]
+        norms = [layer for layer in norms if layer.track_running_stats]
+        if not norms:
+            raise ValueError("the generator has no batch norm with running statistics")
+        with evaluation_mode(network):
+            for layer in norms:
+                layer.reset_running_stats()
+                layer.momentum = None  # torch's word for the mean of all batches
+                layer.train()
+            for seed in range(batches):
+                latents = self.latents(size, generator=torch.Generator(self.device).manual_seed(seed))
+                self.fake(latents, self.shown_labels(size, seed=seed), network)
+
     @property
     def shown_weights(self) -> Weights:
         """Whose samples :meth:`generate` returns; part of the protocol of every score."""

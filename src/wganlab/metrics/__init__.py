@@ -88,6 +88,7 @@ METRICS = {
         "Kernel distance of features (KID)", "KID", "lower", protocol="features",
         meaning="squared maximum mean discrepancy of features, cubic kernel; unbiased",
     ),
+    "eval/kid_sd": Metric("Standard deviation of KID over its subsets", protocol="features"),
     "eval/inception_score": Metric(
         "Inception score", "inception score", "higher", ".2f", False, "features", "from 1 to the number of classes"
     ),

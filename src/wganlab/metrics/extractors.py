@@ -213,6 +213,7 @@ class Inception:
     """
 
     knows_classes = False  # but ImageNet's
+    published = True  # papers print scores of its features
 
     def __init__(self, *, weights: str | None = None) -> None:
         from torch_fidelity import feature_extractor_inceptionv3 as inception

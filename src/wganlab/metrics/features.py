@@ -17,6 +17,8 @@ from wganlab.distances import exact, kl
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 #: Parts of the images over which the inception score is averaged.
 SPLITS = 10
+#: The images that a published FID, KID or inception score takes.
+PUBLISHED = 10_000
 #: Rows of a matrix of distances, or of features in double precision, that are held at a time.
 BLOCK = 256
 
@@ -41,21 +43,29 @@ def moments(features: Tensor) -> dict[str, np.ndarray]:
     return {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
 
 
-def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 20, size: int = 500) -> float:
+def kernel_subsets(images: int) -> tuple[int, int]:
+    """Subsets of :func:`kernel_distance`, and their size: 100 of 1,000, as published figures have them, of as many
+    images as these score; of fewer 20 of at most 500, which a training run can afford."""
+    return (100, 1000) if images >= PUBLISHED else (20, min(500, images))
+
+
+def kernel_distance(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Squared maximum mean discrepancy, cubic kernel (Binkowski et al. 2018, arXiv 1801.01401): KID.
 
-    The mean over random subsets of at most ``size`` images; unbiased, so it may fall below zero. By torch-fidelity.
+    ``kid``: the mean over random subsets of the images; unbiased, so it may fall below zero. ``kid_sd``: its standard
+    deviation over them. By torch-fidelity.
     """
     from torch_fidelity import metric_kid
 
-    size, random, total = min(size, len(real), len(fake)), np.random.RandomState(0), 0.0
+    subsets, size = kernel_subsets(min(len(real), len(fake)))
+    random, found = np.random.RandomState(0), []
     for _ in range(subsets):
         chosen = [
             features[random.choice(len(features), size, replace=False)].cpu().double() for features in (fake, real)
         ]
-        found = metric_kid.kid_features_to_metric(*chosen, kid_subsets=1, kid_subset_size=size, verbose=False)
-        total += found[metric_kid.KEY_METRIC_KID_MEAN] / subsets
-    return total
+        one = metric_kid.kid_features_to_metric(*chosen, kid_subsets=1, kid_subset_size=size, verbose=False)
+        found.append(one[metric_kid.KEY_METRIC_KID_MEAN])
+    return {"kid": float(np.mean(found)), "kid_sd": float(np.std(found))}
 
 
 def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> dict[str, float]:

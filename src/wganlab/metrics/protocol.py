@@ -99,6 +99,8 @@ class Protocol:
             generated = f" and {self.images} generated" if self.scores_features else ""
             there = f"{len(stored)} real{generated} samples"
             print(f"note: left out, for they take more than {there}: {', '.join(taken)}", flush=True)
+        if self.scores_features and getattr(self.extractor, "published", False) and self.images < of.PUBLISHED:
+            print(f"note: scores of {self.images} images are no published ones, which take {of.PUBLISHED}", flush=True)
         self.emd_real = None if "emd_real" in self.left_out else wasserstein(self.real, others)
         if self.extractor is not None and self.scores_features:
             self.prepare_features(self.extractor, stored)
@@ -205,7 +207,7 @@ class Protocol:
         if "fid" in keep:
             found["fid"] = of.frechet_distance(real, features)
         if "kid" in keep:
-            found["kid"] = of.kernel_distance(real, features)
+            found |= of.kernel_distance(real, features)
         if "precision" in keep:
             found |= of.precision_recall(real, features)
         if "density" in keep:
@@ -243,6 +245,7 @@ class Protocol:
             content["points"] = MODE_POINTS
         if self.extractor and self.scores_features:
             content |= self.extractor.describe() | {"images": len(self.real_features), "generated": self.images}
+            content["kid"] = of.kernel_subsets(min(len(self.real_features), self.images))  # how many, and of which size
         hashed = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4)
         return {"id": hashed.hexdigest()} | content | {"generator": weights, "real_scores": self.real_scores}
 
