@@ -1,5 +1,6 @@
 """Claims of studies: what is measured, what is decided, and what is refused."""
 
+import csv
 import json
 import math
 import shutil
@@ -351,6 +352,7 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
         "epochs_fast.png",
         "grids_fast.png",
         "README.md",
+        "scores.csv",
         "verdicts.json",
     ]
     shown = [f"experiments/mine/{name}" for name in names] + ["experiments/README.md"]
@@ -359,6 +361,13 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     assert (folder / "table.md").read_text() == table
     assert (folder / "README.md").read_text() == README.replace("stale\n", table)
     assert (folder / "notes.md").read_text() == "by hand"
+    with open(folder / "scores.csv", newline="") as file:
+        rows = {(row["arm"], row["seed"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 16
+    for run in find_runs([sweep]):
+        row = rows[run.overrides["arms"], str(run.config["seed"])]
+        assert row["state"] == "completed"
+        assert float(row["eval/emd"]) == pytest.approx(run.summary["final"]["eval/emd"], rel=1e-5)
     verdicts = json.loads((folder / "verdicts.json").read_text())
     assert [claim["verdict"] for claim in verdicts["claims"]] == ["holds", "does not hold"]
     index = (tmp_path / "experiments" / "README.md").read_text()

@@ -99,16 +99,20 @@ def study(arguments: Sequence[str]) -> int | None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--index", action="store_true")
     parser.add_argument("--publish", action="store_true")
+    parser.add_argument("--across", action="store_true")
     for flags in (("--help", "-h"), ("--list",)):
         parser.add_argument(*flags, dest="help", action="store_true")
     options = parser.parse_intermixed_args(list(arguments))
-    if options.publish and not options.overrides:
-        parser.error("--publish: needs the name of a study")
-    if options.index or (options.publish and not options.help):
+    if (options.publish or options.across) and not options.overrides:
+        parser.error(f"{'--publish: needs the name of a study' if options.publish else '--across: needs studies'}")
+    if options.index or ((options.publish or options.across) and not options.help):
         from wganlab.report import studies  # imports matplotlib
 
         if options.index:
             print(studies.index(), end="")
+            return 0
+        if options.across:
+            print(*map(os.path.relpath, studies.across(options.overrides)), sep="\n")
             return 0
         folder, given = study.find_study(options.overrides[0]), options.overrides[1:]
         written = studies.publish(folder, Path(study.multirun(folder, given)[1]), budget=study.budget_of(given))

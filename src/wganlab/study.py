@@ -149,7 +149,8 @@ def overview() -> str:
     lines = [
         "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=",
         "name, compares them, and decides the claims of the study; --publish NAME puts the results of its",
-        "finished runs into its folder; --index prints all studies' outcomes",
+        "finished runs into its folder; --index prints all studies' outcomes; --across NAME NAME ... says",
+        "which of the arms that published studies have in common is better over all of them",
     ]
     for name, folder in studies().items():
         content = read_study(folder)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from wganlab.files import write_text
+from wganlab.report.across import Scores, read_scores, scores_csv, write_summary
+from wganlab.report.compare import arms
 from wganlab.report.page import write_report
 from wganlab.report.publish import export, fill, publish_page
 from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict
 from wganlab.runs import Run, find_runs
+from wganlab.schema import ConfigError
 from wganlab.statistics import level
-from wganlab.study import read_study, studies, verdicts
+from wganlab.study import find_study, read_study, studies, verdicts
 from wganlab.tune import arm_ranges, searched, settings, table
 
 
@@ -55,8 +58,9 @@ def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
 def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list[Path]:
     """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
 
-    These are the tables, figures and verdicts.md that its README links to, verdicts.json where it has claims, and the
-    lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises ConfigError without runs.
+    These are the tables, figures and verdicts.md that its README links to, scores.csv, verdicts.json where it has
+    claims, and the lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises
+    ConfigError without runs.
     """
     runs = find_runs([sweep_dir])
     study = read_study(folder)
@@ -74,11 +78,12 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         searched=search,
     )
     if study.tune and search:
-        arms = dict.fromkeys(run.overrides["arms"] for run in runs)
-        found_settings = settings(study.tune, search, {arm: arm_ranges(folder, arm) for arm in arms})
+        tuned = dict.fromkeys(run.overrides["arms"] for run in runs)
+        found_settings = settings(study.tune, search, {arm: arm_ranges(folder, arm) for arm in tuned})
         text = f"\nBest settings of {study.tune}:\n\n{table(found_settings)}"
         write_text(pieces / "tuning.md", (pieces / "tuning.md").read_text() + text)
-    written = publish_page(folder / "README.md", pieces)
+    written = [*publish_page(folder / "README.md", pieces), folder / "scores.csv"]
+    write_text(written[-1], scores_csv(runs, arms(runs)))
     if (pieces / "verdicts.json").is_file():
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
         written.append(folder / "verdicts.json")
@@ -89,13 +94,28 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     return written
 
 
+def across(names: Sequence[str]) -> list[Path]:
+    """Which arm is better over the data sets of several published studies; returns the files written.
+
+    They are across.md and across.svg beside the folders of the studies, whose score is that of their search, or of
+    their first claim. Raises ConfigError where a study has no score, or too few arms in common with the others.
+    """
+    scores: dict[str, Scores] = {}
+    for name in names:
+        folder, study = find_study(name), read_study(find_study(name))
+        if not (study.tune or study.claims):
+            raise ConfigError(name, ": has neither a search nor claims, and so no score to compare by")
+        metric = study.tune.score if study.tune else study.claims[0]["metric"]
+        scores[f"{name} ({metric})"] = read_scores(folder, metric)
+    return write_summary(scores, find_study(names[0]).resolve().parent)
+
+
 def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
     """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
     import wandb
 
     from wganlab.loggers import WandbLogger
     from wganlab.report import figures
-    from wganlab.report.compare import arms
 
     logger = WandbLogger(save_dir=str(folder), group=folder.name, name="verdicts")
     if not logger.start(config={"study": folder.name}, id=f"verdicts-{secrets.token_hex(4)}"):

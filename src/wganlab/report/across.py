@@ -1,0 +1,163 @@
+"""Several studies of the same arms, on other data each: which arm is better, over all of them.
+
+The scores are those of scores.csv, which stands beside each published study. Data sets count alike, and arms are
+compared by order alone or by ratios, so that no data set's scale matters (rliable, Agarwal et al. 2021, arXiv
+2108.13264).
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from wganlab.files import write_text
+from wganlab.metrics import METRICS, metric_of
+from wganlab.report.figures import STYLE, as_text, colours, svg
+from wganlab.report.tables import Table, markdown
+from wganlab.runs import Run, Status, final_and_best
+from wganlab.schema import ConfigError
+from wganlab.statistics import ALPHA
+
+#: Resamples of the seeds.
+RESAMPLES = 2000
+#: The columns of scores.csv that are no scores.
+KEYS = ("arm", "seed", "state")
+
+#: Arm -> the score of each seed, signed so that lower is better; infinite of a run that diverged.
+Scores = Mapping[str, np.ndarray]
+#: The scores on several data sets.
+DataSets = Mapping[str, Scores]
+
+
+class Improvement(NamedTuple):
+    """The probability that one arm is better than another, and its interval."""
+
+    probability: float
+    low: float
+    high: float
+
+
+def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
+    """The scores of every run after its last step, a row each: what verdicts and summaries are made of."""
+    columns = [name for name, metric in METRICS.items() if metric.protocol]
+    rows = []
+    for run, arm in zip(runs, arms, strict=True):
+        if run.diverged or run.state == Status.COMPLETED:
+            final = final_and_best(run.rows)["final"]
+            state = "diverged" if run.diverged else "completed"
+            rows.append([arm, run.config.get("seed"), state, *(final.get(name) for name in columns)])
+    kept = [i for i in range(len(KEYS) + len(columns)) if i < len(KEYS) or any(row[i] is not None for row in rows)]
+    head = [*KEYS, *columns]
+    text = [[head[i] for i in kept], *([number(row[i]) for i in kept] for row in sorted(rows, key=str))]
+    return "\n".join(map(",".join, text)) + "\n"
+
+
+def number(cell: object) -> str:
+    """A cell as text: six digits of a number."""
+    return "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+def read_scores(folder: Path, metric: str) -> Scores:
+    """Arm -> the scores of its seeds, from the scores.csv of a published study.
+
+    Raises ConfigError where it has none, or not of this metric.
+    """
+    path = folder / "scores.csv"
+    if not path.is_file():
+        raise ConfigError(str(path), f": no such file; wganlab study --publish {folder.name} writes it")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or metric not in rows[0]:
+        raise ConfigError(str(path), f": has no column {metric}")
+    sign, found = metric_of(metric).sign, dict[str, list[float]]()
+    for row in rows:
+        value = math.inf if row["state"] == "diverged" or not row[metric] else sign * float(row[metric])
+        found.setdefault(row["arm"], []).append(value)
+    return {arm: np.array(values) for arm, values in found.items()}
+
+
+def improvement(data_sets: DataSets, arm: str, versus: str) -> Improvement:
+    """P(a seed of ``arm`` is better than one of ``versus``), ties a half, mean over the data sets (Agarwal et al.,
+    section 4.3), with its percentile interval from stratified bootstrap: seeds are resampled on each data set."""
+    random = np.random.default_rng(0)
+    means, resampled = [], np.zeros(RESAMPLES)
+    for scores in data_sets.values():
+        mine, other = scores[arm], scores[versus]
+        better = np.where(mine[:, None] == other, 0.5, mine[:, None] < other)
+        rows, columns = (random.integers(0, n, (RESAMPLES, n)) for n in better.shape)
+        means.append(better.mean())
+        resampled += better[rows[:, :, None], columns[:, None, :]].mean((1, 2)) / len(data_sets)
+    low, high = np.quantile(resampled, [ALPHA / 2, 1 - ALPHA / 2])
+    return Improvement(float(np.mean(means)), float(low), float(high))
+
+
+def profile(data_sets: DataSets, arm: str, factors: np.ndarray) -> np.ndarray:
+    """The share of an arm's runs whose score is within a factor of the best arm's median, mean over the data sets.
+
+    A performance profile (Dolan and Moré 2002) of the distribution over runs (Agarwal et al., section 4.2).
+    """
+    shares = []
+    for scores in data_sets.values():
+        best = min(np.median(values) for values in scores.values())
+        shares.append((scores[arm][:, None] <= best * factors).mean(0))
+    return np.mean(shares, 0)
+
+
+def table(data_sets: DataSets) -> str:
+    """The probability that the arm of a row is better than that of a column, in Markdown."""
+    arms = list(next(iter(data_sets.values())))
+    cells = {(arm, other): said(improvement(data_sets, arm, other)) for arm in arms for other in arms if arm != other}
+    rows = [[arm, *(cells.get((arm, other), "–") for other in arms)] for arm in arms]
+    return markdown(Table(["better than", *arms], rows))
+
+
+def said(found: Improvement) -> str:
+    """In words, bold where the interval is on one side of a half."""
+    text = f"{found.probability:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return f"**{text}**" if found.low > 0.5 or found.high < 0.5 else text
+
+
+def figure(data_sets: DataSets) -> Figure:
+    """The profiles of all arms."""
+    arms = list(next(iter(data_sets.values())))
+    largest = max(
+        values[np.isfinite(values)].max() / min(map(np.median, scores.values()))
+        for scores in data_sets.values()
+        for values in scores.values()
+        if np.isfinite(values).any()
+    )
+    factors = np.geomspace(0.8, max(largest, 2), 200)
+    with mpl.rc_context(STYLE):
+        drawn = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = drawn.add_subplot(xlabel="factor of the best arm's median", ylabel="share of runs within", xscale="log")
+        for arm, colour in colours(arms).items():
+            axes.plot(factors, profile(data_sets, arm, factors), color=colour, label=as_text(arm))
+        axes.set_title(f"Over {len(data_sets)} data set{'s' * (len(data_sets) != 1)}", fontsize=10, loc="left")
+        axes.legend(fontsize=8)
+    return drawn
+
+
+def write_summary(read: Mapping[str, Scores], where: Path) -> list[Path]:
+    """Write across.md and across.svg into a folder, from the scores of studies by what they are called.
+
+    Their arms are those that all of them have. Raises ConfigError where these are fewer than two.
+    """
+    first, *others = read.values()
+    arms = [arm for arm in first if all(arm in scores for scores in others)]
+    if len(arms) < 2:
+        raise ConfigError(" ".join(read), ": have fewer than two arms in common")
+    data_sets = {name: {arm: scores[arm] for arm in arms} for name, scores in read.items()}
+    seeds = min(len(values) for scores in data_sets.values() for values in scores.values())
+    note = (
+        f"Probability that a run of the row is better than one of the column, over {', '.join(read)}, {seeds} seeds or "
+        f"more each, with 95% intervals by stratified bootstrap; bold where these leave out a half.\n"
+    )
+    written = [where / "across.md", where / "across.svg"]
+    write_text(written[0], f"{table(data_sets)}\n{note}")
+    write_text(written[1], svg(figure(data_sets)))
+    return written

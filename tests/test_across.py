@@ -1,0 +1,84 @@
+"""Comparison of arms over several data sets, against values that can be counted by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import in_process
+from wganlab.report.across import improvement, profile, read_scores
+from wganlab.schema import ConfigError
+
+GRID = np.arange(10.0)
+
+
+def test_probability_of_improvement_counts_pairs_of_seeds() -> None:
+    data_sets = {"one": {"a": GRID, "b": GRID + 100}, "other": {"a": 5 * GRID, "b": 5 * GRID}}
+    found = improvement(data_sets, "a", "b")
+    assert found.probability == pytest.approx((1 + 0.5) / 2), "better on one data set, even on the other"
+    assert found.low < found.probability < found.high
+    assert improvement(data_sets, "b", "a").probability == pytest.approx(1 - found.probability)
+    certain = improvement({"one": data_sets["one"]}, "a", "b")
+    assert (certain.probability, certain.low, certain.high) == (1, 1, 1)
+
+
+def test_a_run_that_diverged_is_worse_than_any_other_and_even_with_its_like() -> None:
+    worse = np.array([np.inf, np.inf, 1.0, 1.0])
+    assert improvement({"one": {"a": worse, "b": np.full(4, 2.0)}}, "a", "b").probability == 0.5
+    assert improvement({"one": {"a": worse, "b": np.full(4, np.inf)}}, "a", "b").probability == 0.75
+
+
+def test_the_interval_covers_the_probability() -> None:
+    """Of normal scores that differ by one standard deviation: P = Phi(1 / sqrt 2) = 0.760."""
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(60):
+        data_sets = {str(i): {"a": random.normal(0, 1, 10), "b": random.normal(1, 1, 10)} for i in range(3)}
+        found = improvement(data_sets, "a", "b")
+        covered += found.low <= 0.760 <= found.high
+    assert covered >= 50, "19 of 20, less what percentile intervals of ten seeds miss"
+
+
+def test_a_profile_is_the_share_of_runs_within_a_factor_of_the_best_median() -> None:
+    data_sets = {"one": {"a": np.array([1.0, 1, 4]), "b": np.array([2.0, 3, np.inf])}}
+    assert profile(data_sets, "a", np.array([0.5, 1, 4])) == pytest.approx([0, 2 / 3, 1])
+    assert profile(data_sets, "b", np.array([2, 3, 1000])) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+
+
+def own_studies(folder: Path) -> None:
+    """Two published studies with the arms a and b, and one with others."""
+    for name, arms, shift in (("one", "ab", 0), ("other", "abc", 5), ("alone", "xy", 0)):
+        (folder / "experiments" / name / "arms").mkdir(parents=True)
+        for arm in arms:
+            (folder / "experiments" / name / "arms" / f"{arm}.yaml").write_text("# @package _global_\nsteps: 3\n")
+        claim = f"{{says: A, source: B, metric: eval/modes, arm: {arms[0]}, versus: {arms[1]}, above: 0}}"
+        text = f"question: Which?\nsweep: {{seed: range(8)}}\nclaims: [{claim}]\n"
+        (folder / "experiments" / name / "study.yaml").write_text(text)
+        rows = [f"{arm},{seed},completed,{10 - 5 * i + shift}" for i, arm in enumerate(arms) for seed in range(8)]
+        (folder / "experiments" / name / "scores.csv").write_text(
+            "\n".join(["arm,seed,state,eval/modes", *rows]) + "\n"
+        )
+
+
+def test_across_published_studies(tmp_path: Path) -> None:
+    own_studies(tmp_path)
+    scores = read_scores(tmp_path / "experiments" / "one", "eval/modes")
+    assert scores["a"].tolist() == [-10] * 8, "of modes, more is better"
+    done = in_process("study", "--across", "one", "other", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["experiments/across.md", "experiments/across.svg"]
+    text = (tmp_path / "experiments" / "across.md").read_text()
+    assert "| a | – | **1.00 [1.00, 1.00]** |" in text
+    assert "over one (eval/modes), other (eval/modes), 8 seeds or more each" in text
+    for names, expected in (
+        (["one", "alone"], "one (eval/modes) alone (eval/modes): have fewer than two arms in common"),
+        (["nothing"], "nothing: no such study"),
+        ([], "--across: needs studies"),
+    ):
+        done = in_process("study", "--across", *names, cwd=tmp_path)
+        assert done.returncode == 2
+        assert expected in done.stderr
+    with pytest.raises(ConfigError, match=r"scores.csv: has no column eval/fid"):
+        read_scores(tmp_path / "experiments" / "one", "eval/fid")
+    (tmp_path / "experiments" / "one" / "scores.csv").unlink()
+    with pytest.raises(ConfigError, match=r"scores.csv: no such file; wganlab study --publish one writes it"):
+        read_scores(tmp_path / "experiments" / "one", "eval/modes")
