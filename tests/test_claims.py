@@ -181,7 +181,8 @@ def own_study(folder: Path) -> Path:
             f"dataset: {{size: 8}}\nloss: {{optimizer: {{lr: {lr}}}}}\n"
         )
     claims = [
-        {"says": "Fast is nearer", "source": "us", "metric": "eval/emd", "arm": "fast", "versus": "slow", "below": 0},
+        {"says": "Fast is nearer", "source": "us", "metric": "eval/emd", "arm": "fast", "versus": "slow", "below": 0}
+        | {"headline": True},
         {"says": "Fast is farther", "source": "us", "metric": "eval/emd", "arm": "fast", "versus": "slow", "above": 0},
     ]
     content = {
@@ -340,7 +341,9 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     )
     (folder / "README.md").write_text(README)
     (folder / "notes.md").write_text("by hand")
-    (tmp_path / "experiments" / "README.md").write_text("Before.\n<!-- studies -->\n<!-- end of studies -->\nAfter.\n")
+    (tmp_path / "experiments" / "README.md").write_text(
+        "Before.\n<!-- studies -->\n<!-- end of studies -->\nAfter.\n<!-- take home -->\n<!-- end of take home -->\n"
+    )
     sweep = studied / "outputs" / "study" / "mine"
     command = ["study", "--publish", "experiments/mine", f"hydra.sweep.dir={sweep}"]
     done = wganlab(*command, cwd=tmp_path)
@@ -365,17 +368,23 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
         rows = {(row["arm"], row["seed"]): row for row in csv.DictReader(file)}
     assert len(rows) == 16
     for run in find_runs([sweep]):
-        row = rows[run.overrides["arms"], str(run.config["seed"])]
-        assert row["state"] == "completed"
-        assert float(row["eval/emd"]) == pytest.approx(run.summary["final"]["eval/emd"], rel=1e-5)
+        scored = rows[run.overrides["arms"], str(run.config["seed"])]
+        assert scored["state"] == "completed"
+        assert float(scored["eval/emd"]) == pytest.approx(run.summary["final"]["eval/emd"], rel=1e-5)
     verdicts = json.loads((folder / "verdicts.json").read_text())
     assert [claim["verdict"] for claim in verdicts["claims"]] == ["holds", "does not hold"]
     index = (tmp_path / "experiments" / "README.md").read_text()
-    before, row, after = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 16 runs, ")
+    before, row, rest = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 16 runs, ")
     assert before.startswith("Before.\n<!-- studies -->\n| study ")
     assert row
     corrected = "Of 2 claims 2 are decided, 2 of them also when corrected for all 2."
-    assert after.endswith(f"|\n\n{corrected}\n<!-- end of studies -->\nAfter.\n")
+    after, opened, home = rest.partition("After.\n<!-- take home -->\n")
+    assert after.endswith(f"|\n\n{corrected}\n<!-- end of studies -->\n")
+    assert opened
+    centre = f"{verdicts['claims'][0]['centre']:.3g}"
+    assert home.startswith("1. Fast is nearer: **[holds](mine/verdicts.md)** (")
+    assert f": fast − slow {centre} [" in home
+    assert home.count("\n") == 2, "one headline"
     # fast saw 11 epochs of digits in 60 steps of 5 batches, and its samples of step 6 are those of epoch 1
     assert Image.open(folder / "epochs_fast.png").height == 2 * 80
     assert Image.open(folder / "grids_fast.png").width == 2 * 150

@@ -34,7 +34,8 @@ class Claim:
     The centre is the mean of differences and ratios, tested by Student's t and by an exact test, both of which must
     agree; and the median of one arm's numbers, tested by signs. With ``diverged="worst"`` a run that diverged counts as
     worse than all others, and ranks decide; without, such a run leaves the claim open. The metric "diverged" is itself
-    the share of runs that did. ``matters`` is the smallest difference from a bound that is of interest.
+    the share of runs that did. ``matters`` is the smallest difference from a bound that is of interest. A ``headline``
+    is among the sentences that open the index of all studies.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class Claim:
         below: Number | None = None,
         diverged: Literal["worst"] | None = None,
         matters: PositiveFloat | None = None,
+        headline: bool = False,
     ) -> None:
         self.says, self.source, self.metric, self.arm, self.at = says, source, metric, arm, at
         self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
         self.epoch, self.versus_epoch, self.diverged, self.matters = epoch, versus_epoch, diverged, matters
-        self.until = dict(until or {})
+        self.until, self.headline = dict(until or {}), headline
         if versus_epoch is not None and epoch is None:
             raise ValueError("versus_epoch needs epoch")
         if epoch is not None and (tracks or at != "final"):

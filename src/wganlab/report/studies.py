@@ -17,7 +17,7 @@ from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.statistics import level
-from wganlab.study import find_study, read_study, studies, verdicts
+from wganlab.study import claims_of, find_study, read_study, studies, verdicts
 from wganlab.tune import arm_ranges, searched, settings, table
 
 
@@ -35,6 +35,23 @@ def index(folders: Mapping[str, Path] | None = None) -> str:
         cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", over_all(folders), ""])
+
+
+def take_home(folders: Mapping[str, Path]) -> str:
+    """The claims of all studies that are headlines, each with its verdict and a link to it, as a list in Markdown."""
+    lines: list[str] = []
+    for name, folder in folders.items():
+        path = folder / "verdicts.json"
+        records = json.loads(path.read_text())["claims"] if path.is_file() else []
+        found = {record["claim"]: record for record in records}
+        for claim in claims_of(folder, read_study(folder)):
+            if claim.headline and claim.says in found:
+                record = found[claim.says]
+                low, high = record["interval"]
+                measured = f"{claim.number} {record['centre']:.3g} [{low:.3g}, {high:.3g}]"
+                verdict = f"[{record['verdict']}]({name}/verdicts.md)"
+                lines.append(f"{len(lines) + 1}. {claim.says}: **{verdict}** ({measured}).")
+    return "\n".join([*lines, ""])
 
 
 def over_all(folders: Mapping[str, Path]) -> str:
@@ -59,8 +76,8 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
 
     These are the tables, figures and verdicts.md that its README links to, scores.csv, verdicts.json where it has
-    claims, and the lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``. Raises
-    ConfigError without runs.
+    claims, and the lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``, and between
+    ``<!-- take home -->`` and its end. Raises ConfigError without runs.
     """
     runs = find_runs([sweep_dir])
     study = read_study(folder)
@@ -89,8 +106,10 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         written.append(folder / "verdicts.json")
     parent = folder.resolve().parent
     beside = {path.parent.name: path.parent for path in sorted(parent.glob("*/study.yaml"))}
-    if (parent / "README.md").is_file() and fill(parent / "README.md", "studies", index(beside)):
-        written.append(parent / "README.md")
+    page = parent / "README.md"
+    if page.is_file():
+        filled = [fill(page, "studies", index(beside)), fill(page, "take home", take_home(beside))]
+        written += [page] if any(filled) else []
     return written
 
 
