@@ -308,8 +308,11 @@ TRACES |= {
 
 @pytest.mark.parametrize("name", TRACES)
 def test_golden_trace(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Twenty steps on digits give the stored losses; --write-golden stores new ones, with a reason in the commit."""
-    fit(config(*TRACES[name], "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
+    """Twenty steps on digits give the stored losses; --write-golden stores new ones, with a reason in the commit.
+
+    In fp64: Adam's first steps are signs of gradients, and in fp32 processors do not agree on those near zero.
+    """
+    fit(config(*TRACES[name], "precision=64-true", "log_every=1", "callbacks=none", "logger=csv"), tmp_path)
     header, *lines = (tmp_path / "metrics.csv").read_text().splitlines()
     columns = ("critic/loss", "critic/penalty", "generator/loss")
     rows = [dict(zip(header.split(","), line.split(","), strict=True)) for line in lines]
@@ -319,7 +322,7 @@ def test_golden_trace(name: str, tmp_path: Path, request: pytest.FixtureRequest)
         path.write_text(json.dumps(trace, indent=1) + "\n")
     expected = json.loads(path.read_text())
     for column in columns:
-        assert trace[column] == pytest.approx(expected[column], rel=2e-3, abs=2e-4), column
+        assert trace[column] == pytest.approx(expected[column], rel=1e-6, abs=1e-9), column
 
 
 def test_what_is_not_finite_is_named_with_its_step() -> None:
