@@ -282,8 +282,8 @@ def test_a_broken_yaml_is_one_line(content: str, tmp_path: Path) -> None:
 def test_hydras_grammar_of_sweeps() -> None:
     assert len(plan(["loss=glob(*,exclude=acgan)"], multirun=True)) == len(LOSSES) - 1 == 11
     assert len(plan(["loss=gan,wgan_gp", "hydra.sweep.subdir=${hydra.job.num}"], multirun=True)) == 2
-    (settings,) = plan(["logger.group=${hydra:runtime.choices.loss}"])
-    assert settings.logger.group == "wgan_gp"
+    (settings,) = plan(["logger.wandb.group=${hydra:runtime.choices.loss}"])
+    assert settings.logger.wandb.group == "wgan_gp"
 
 
 def test_sweep_jobs_are_those_of_hydra() -> None:

@@ -109,8 +109,8 @@ def test_nothing_is_called_to_see_whether_data_have_moved(run: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "kind"),
     [
-        ("logger._target_=abc", "a module"),
-        ("logger._target_=wganlab.loggers.artifacts_of", "no Logger"),
+        ("logger.wandb._target_=abc", "a module"),
+        ("logger.wandb._target_=wganlab.loggers.artifacts_of", "no Logger"),
         ("accelerator._target_=os.system", "no Trainer"),
         ("training._target_=wganlab.networks.mlp.Critic", "no LightningModule"),
         ("dataset._target_=pickle.Unpickler", "no Source"),
@@ -274,7 +274,8 @@ def test_nothing_runs_in_the_page_of_a_hostile_folder(run: Path, tmp_path: Path)
 
 
 def test_a_command_line_may_not_name_a_module(tmp_path: Path) -> None:
-    done = in_process("train", "logger._target_=abc", cwd=tmp_path)
+    done = in_process("train", "logger.wandb._target_=abc", cwd=tmp_path)
     assert done.returncode == 2
-    assert "logger._target_=abc: is a module; allowed are classes of that kind and code of your own" in done.stderr
+    said = "logger.wandb._target_=abc: is a module; allowed are classes of that kind and code of your own"
+    assert said in done.stderr
     assert not [*tmp_path.iterdir()]

@@ -89,7 +89,7 @@ def test_a_run_folder_may_be_named_after_its_job(tmp_path: Path) -> None:
             ["dataset=mnist", "dataset.root=2024"],
             """a text that looks otherwise is quoted twice: "dataset.root='...'\"""",
         ),
-        (["logger=null"], "logger=null: no such choice; allowed are csv, wandb"),
+        (["logger=null"], "logger=null: no such choice; allowed are csv, mlflow, none, tensorboard, wandb"),
         (["a b=3"], "a b=3: no key has ' ' in it"),
         (["é=3"], "é=3: no key has 'é' in it"),
         (["=3"], "=3: has no key before its ="),

@@ -144,7 +144,7 @@ def test_a_continued_run_has_two_parts_that_one_command_uploads(tmp_path: Path) 
 
 
 def test_long_names_are_cut_as_w_and_b_wants_them(tmp_path: Path) -> None:
-    long = ["logger.name=" + "n" * 200, "logger.group=" + "g" * 200, f"logger.tags=[{'t' * 70},b]"]
+    long = ["logger.wandb.name=" + "n" * 200, "logger.wandb.group=" + "g" * 200, f"logger.wandb.tags=[{'t' * 70},b]"]
     done = wganlab("train", *TINY, "steps=1", *long, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     about = begun(tmp_path / "run")
@@ -182,8 +182,8 @@ def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch:
 
 def test_all_that_names_a_run_reaches_it(tmp_path: Path) -> None:
     given = {"project": "mine", "entity": "team", "group": "pilot", "name": "first try", "notes": "as Ann proposed"}
-    named = [f"logger.{key}={value}" for key, value in given.items()]
-    done = wganlab("train", *TINY, "steps=1", *named, "logger.tags=[a,b]", "hydra.run.dir=run", cwd=tmp_path)
+    named = [f"logger.wandb.{key}={value}" for key, value in given.items()]
+    done = wganlab("train", *TINY, "steps=1", *named, "logger.wandb.tags=[a,b]", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     about = begun(tmp_path / "run")
     known = {"project": "project", "entity": "entity", "group": "run_group", "name": "display_name", "notes": "notes"}

@@ -3,12 +3,13 @@
 import contextlib
 import ctypes
 import functools
+import inspect
 import logging
 import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,10 @@ from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 
 from wganlab import parallel
+from wganlab.callbacks import is_lightnings
 from wganlab.schema import InvalidValueError
 
 # Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
@@ -25,9 +28,41 @@ from wganlab.schema import InvalidValueError
 if not torch.cuda.is_available():
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
+#: Flags of Lightning's Trainer that a run cannot take, and why; all others that are not ours pass through.
+REFUSED = {
+    **dict.fromkeys(
+        ("gradient_clip_val", "gradient_clip_algorithm"),
+        "Lightning clips no gradients under manual optimization; loss.optimizer.clip_norm does",
+    ),
+    "accumulate_grad_batches": "Lightning accumulates none under manual optimization; raise batch_size",
+    **dict.fromkeys(("max_epochs", "min_epochs", "min_steps", "limit_train_batches"), "the budget is steps, or images"),
+    **dict.fromkeys(("fast_dev_run", "overfit_batches", "barebones"), "it would change the run; give steps=3"),
+    **dict.fromkeys(
+        ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "num_sanity_val_steps"),
+        "the generator is scored by callbacks.evaluation",
+    ),
+    **dict.fromkeys(("limit_test_batches", "limit_predict_batches", "inference_mode"), "training takes no such loop"),
+    **dict.fromkeys(("strategy", "num_nodes", "plugins", "use_distributed_sampler"), "torchrun does it; see devices"),
+    **dict.fromkeys(("default_root_dir", "log_every_n_steps"), "hydra.run.dir and log_every say it"),
+    **dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), "callbacks do it"),
+    "reload_dataloaders_every_n_epochs": "the stream of images is the run's own; see reshuffle",
+}
+
+PROFILERS: dict[Any, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16", "64-true"]
 
 
+def takes_flags(function: Callable[..., Trainer]) -> Callable[..., Trainer]:
+    """Decorator: ``**flags`` are those of Lightning's Trainer that the function has no parameter of its own for."""
+    own, flags = inspect.signature(function).parameters, inspect.signature(Trainer).parameters
+    unset = object()  # no default that a config could record
+    merged = [one for one in own.values() if one.kind != one.VAR_KEYWORD]
+    merged += [one.replace(default=unset) for name, one in flags.items() if name not in own]
+    function.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    return function
+
+
+@takes_flags
 def build_trainer(
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
@@ -40,6 +75,7 @@ def build_trainer(
     folder: str = ".",
     callbacks: Sequence[Callback] = (),
     logger: Any = False,
+    **flags: Any,
 ) -> Trainer:
     """A Trainer that stops after ``max_steps`` generator steps and leaves progress and checkpoints to callbacks.
 
@@ -49,11 +85,15 @@ def build_trainer(
     ``matmul_precision`` is torch's, process-wide. "auto" is "high" on CUDA (TF32) and on a CPU "medium", which
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy and is faster, else "highest".
     ``deterministic`` makes torch refuse kernels whose results vary from run to run; only GPUs have such.
-    These settings and malloc's limits are the process', and are made here only. Raises ValueError when the machine has
-    no such accelerator.
+    These settings and malloc's limits are the process', and are made here only. Further ``flags`` are Lightning's;
+    what a ``profiler`` finds is written to profile.txt. Raises ValueError when the machine has no such accelerator, and
+    for flags that are REFUSED.
     """
     quiet_lightning()
     check_machine(accelerator, precision, devices)
+    check_flags(flags)
+    if flags.get("profiler") in PROFILERS:
+        flags["profiler"] = PROFILERS[flags["profiler"]](dirpath=folder, filename="profile")
     trainer = Trainer(
         accelerator=accelerator,
         devices=[parallel.local_rank()] if parallel.world_size() > 1 and uses_cuda(accelerator) else 1,
@@ -69,12 +109,25 @@ def build_trainer(
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
+        # an evaluation is what Lightning calls a validation: callbacks wait for it, not for the end of an epoch
+        check_val_every_n_epoch=None,
+        val_check_interval=1,
+        **flags,
     )
+    # a stop that one of Lightning's asks for is seen by ours in the same step
+    trainer.callbacks.sort(key=lambda one: (isinstance(one, Checkpoint), not is_lightnings(one)))  # type: ignore[attr-defined]
     if matmul_precision == "auto":
         matmul_precision = "high" if trainer.strategy.root_device.type == "cuda" else fastest_exact_matmul()
     torch.set_float32_matmul_precision(matmul_precision)
     keep_freed_memory()
     return trainer
+
+
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """Raises InvalidValueError for a flag of Lightning's Trainer that a run cannot take."""
+    for name, value in flags.items():
+        if name in REFUSED:
+            raise InvalidValueError(name, value, f"is not for this Trainer: {REFUSED[name]}")
 
 
 def check_machine(accelerator: str, precision: str, devices: int) -> None:

@@ -184,6 +184,9 @@ class AdversarialModule(Pair):
             if gradient is not None and gradient.stride() != parameter.stride():
                 gradient = torch.empty_like(parameter).copy_(gradient)
             parameter.grad = gradient
+        if self.loss.clip_norm is not None:
+            scale = 1.0 if self.scaler is None else self.scaler.get_scale()  # by which fp16 gradients are larger
+            nn.utils.clip_grad_norm_(self.weights[name], self.loss.clip_norm * scale)
         optimizer.step()
         return record
 

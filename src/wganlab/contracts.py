@@ -83,7 +83,8 @@ class Networks:
 class Loss:
     """The keys of conf/loss: what both networks minimise, and by what steps.
 
-    ``optimizer`` and ``schedule`` hold parts under "generator" and "critic".
+    ``optimizer`` and ``schedule`` hold parts under "generator" and "critic"; in ``optimizer`` there may also be
+    ``clip_norm``, a number.
     """
 
     objective: Objective
@@ -99,6 +100,11 @@ class Loss:
     def pairs(self) -> bool:
         """Whether the generator's loss compares its images with real ones, which then have the same labels."""
         return getattr(self.objective, "relativistic", False) or self.feature_matching is not None
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The largest norm of a network's gradient, which is scaled down to it; None for any."""
+        return self.optimizer.get("clip_norm")  # type: ignore[return-value]
 
     @property
     def bound(self) -> float:

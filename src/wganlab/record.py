@@ -67,9 +67,9 @@ def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) 
 
 
 def summary_of_completed(folder: Path, status: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
-    """The summary of a run that has made its steps, else None."""
+    """The summary of a run that has made its steps, or was stopped by a callback with so many ahead, else None."""
     summary = Run(folder).summary if status.get("state") == Status.COMPLETED else {}
-    return summary if summary.get("steps", 0) >= steps else None
+    return summary if summary.get("budget", summary.get("steps", 0)) >= steps else None
 
 
 def refuse_to_repeat(status: Mapping[str, Any]) -> None:

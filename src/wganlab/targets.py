@@ -104,6 +104,8 @@ def is_kind(made: type | None, wanted: type) -> bool:
     if wanted is Transform:
         return made.__module__.startswith("torchvision.transforms")
     if not getattr(wanted, "_is_protocol", False):
-        return issubclass(made, wanted)
+        # Lightning is published under two names, whose classes are no subclasses of each other
+        twin = f"{wanted.__module__.replace('pytorch_lightning', 'lightning.pytorch', 1)}.{wanted.__qualname__}"
+        return issubclass(made, wanted) or any(f"{one.__module__}.{one.__qualname__}" == twin for one in made.__mro__)
     names = [name for name, value in vars(wanted).items() if inspect.isfunction(value) and name not in UNASKED]
     return all(any(name in vars(base) for base in made.__mro__) for name in names)

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 import wganlab
@@ -45,7 +46,7 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
         max_steps=generator_steps(config),
         folder=str(folder),
         callbacks=observers(config, history, interruption, compilation),
-        logger=open_logger(config, folder) or False,
+        logger=open_loggers(config, folder) or False,
     )
     if config.accelerator.get("sync_batchnorm"):
         parallel.synchronise_batch_norm(module)
@@ -70,9 +71,10 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     return summary
 
 
-def open_logger(config: DictConfig, folder: Path) -> Any:
-    """The run's logger, on rank zero; None where there is none."""
-    return construct(config, "logger", save_dir=str(folder)) if config.logger and parallel.is_rank_zero() else None
+def open_loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    """The run's loggers, on rank zero."""
+    names = [name for name, node in (config.logger or {}).items() if node] if parallel.is_rank_zero() else []
+    return [construct(config, f"logger.{name}", save_dir=str(folder)) for name in names]
 
 
 def observers(
@@ -87,18 +89,18 @@ def observers(
 
 @contextmanager
 def recorded(trainer: pl.Trainer, config: DictConfig, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """W&B's run, where there is one: it ends with the summary that is put into the dict, or as failed without."""
+    """The run of each logger: W&B's ends with the summary that is put into the dict, or as failed without."""
     summary: dict[str, Any] = {}
-    logger = trainer.logger
+    wandb = [logger for logger in trainer.loggers if isinstance(logger, loggers.WandbLogger)]
     try:
-        if isinstance(logger, loggers.WandbLogger):
-            started = logger.start(config=OmegaConf.to_container(config, resolve=True), **identity)
-            trainer.loggers = [logger] if started else []
+        plain = OmegaConf.to_container(config, resolve=True)
+        begun = {"config": plain, **identity}
+        trainer.loggers = [one for one in trainer.loggers if not hasattr(one, "start") or one.start(**begun)]
         yield summary
-        if isinstance(logger, loggers.WandbLogger):
+        for logger in wandb:
             logger.upload(summary)
     finally:
-        if isinstance(logger, loggers.WandbLogger):
+        for logger in wandb:
             logger.finish(summary or None, 0 if summary else 1)
 
 
@@ -168,6 +170,7 @@ def summarise(module: AdversarialModule, history: History, trainer: pl.Trainer) 
     steps, images, seconds = (history.rows[-1][key] for key in ("step", "images_seen", "seconds"))
     return {
         "steps": steps,
+        "budget": trainer.max_steps,  # more than the steps where a callback has stopped the run
         "images_seen": images,
         "seconds": seconds,
         "images_per_second": images / seconds,

@@ -63,6 +63,9 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
         part = loss.pop("lipschitz")
         name = REGULARIZERS.get(part.get("_target_"), "regularizer")
         loss["regularizer"] = {name: part} if name else {}
+    logger = config.get("logger")
+    if isinstance(logger, Mapping) and "_target_" in logger:  # when a run had one at most
+        config = {**config, "logger": {"wandb": logger}}
     translated = translate_node({**config, "loss": {"regularizer": {}, **loss}})
     if "trial" not in config:  # whose scores were of other samples, and by other names
         for part in (translated.get("callbacks") or {}).values():

@@ -4,6 +4,7 @@ Nothing here changes the process: no folder is made, no setting of torch is touc
 labels a network is to take.
 """
 
+import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from typing import Annotated, Any, Protocol
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from wganlab import environment
-from wganlab.accelerator import Precision, check_machine
+from wganlab.accelerator import Precision, check_flags, check_machine
 from wganlab.adversarial import AdversarialModule
 from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
@@ -35,6 +36,7 @@ from wganlab.schema import (
     ConfigError,
     Factory,
     check_call,
+    check_value,
     factory_arguments,
     group_class,
     is_node,
@@ -43,7 +45,7 @@ from wganlab.schema import (
     parameters,
     signature_hints,
 )
-from wganlab.targets import check_targets
+from wganlab.targets import check_targets, is_kind
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -69,7 +71,7 @@ class RunConfig:
     loss: Loss
     training: MakeModule
     accelerator: MakeTrainer
-    logger: MakeLogger | None
+    logger: Mapping[str, MakeLogger | None] | None
     callbacks: Mapping[str, Callback | None]
     extractor: Extractor | None
     averaging: Averaging | None
@@ -102,15 +104,21 @@ def validate(config: DictConfig, *, here: bool = True) -> None:
     if config.batch_size % devices:
         allowed = f"must be a multiple of the {devices} devices that share it"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
+    with naming(config, "accelerator"):
+        check_flags(config.accelerator)
     if here:
         with naming(config, "accelerator"):
             asked = {"accelerator": "auto", "precision": "32-true", "devices": 1}  # of a trainer without such keys
             check_machine(**{key: config.accelerator.get(key, default) for key, default in asked.items()})
     if config.extractor:
         construct(config, "extractor")  # before the callback that is given it, to name the right key
+    for name, node in (config.logger or {}).items() if here else ():
+        package = getattr(locate(node._target_), "package", "torch")
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"logger.{name}", f": {package} is not installed; pip install 'wganlab[{name}]'")
     for name in config.callbacks:
         callback = construct(config, f"callbacks.{name}")
-        if not isinstance(callback, Callback | None):
+        if not (callback is None or is_kind(type(callback), Callback)):
             raise ConfigError(f"callbacks.{name}", ": must be a Lightning callback, or null to switch it off")
     check_networks(config, source, devices)
 
@@ -201,8 +209,10 @@ def check_optimizers(config: DictConfig) -> None:
             raise ConfigError(f"loss.optimizer.{name}", f"={node.get(name)}: must be a node with _target_")
         shared |= {str(value)[4:-1] for value in node[name].values() if str(value).startswith("${..")}
     shared |= node["generator"].keys() & node["critic"].keys()  # both may have been given values of their own
-    for key in node.keys() - shared - {"generator", "critic"}:
-        allowed = ", ".join([*sorted(key for key in shared if key[0] != "_" and key in node), "generator", "critic"])
+    check_value(PositiveFloat | None, node.get("clip_norm"), "loss.optimizer.clip_norm")
+    for key in node.keys() - shared - {"generator", "critic", "clip_norm"}:
+        known = sorted(key for key in shared if key[0] != "_" and key in node)
+        allowed = ", ".join([*known, "clip_norm", "generator", "critic"])
         raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
 
 

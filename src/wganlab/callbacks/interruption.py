@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wganlab import environment
 from wganlab.adversarial import AdversarialModule
+from wganlab.callbacks import is_last
 from wganlab.callbacks.checkpoints import Checkpoints
 
 
@@ -59,7 +60,7 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
     ) -> None:
-        if self.received is None or trainer.global_step == trainer.max_steps:
+        if self.received is None or is_last(trainer):
             return
         savers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
         for saver in savers:

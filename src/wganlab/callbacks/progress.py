@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from wganlab.callbacks import is_last
 from wganlab.callbacks.history import History
 
 #: Seconds between updates of the bar.
@@ -56,7 +57,7 @@ class ProgressReport(Callback):
     ) -> None:
         self._report_epoch()
         now, step = time.perf_counter(), trainer.global_step
-        last = step == trainer.max_steps
+        last = is_last(trainer)
         if now - self.shown < (REDRAW if self.bar else LINE) and not last:
             return
         self.shown = now
