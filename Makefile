@@ -1,4 +1,5 @@
-# Every target sets up .venv by itself when it is missing or older than pyproject.toml.
+# Every target sets up .venv by itself when it is missing or older than pyproject.toml, with the newest versions that
+# this allows; CONSTRAINTS=constraints.txt takes those that are known to work together.
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench bench-peer bench-scaling readme study clean
 
@@ -60,6 +61,6 @@ define install
 	@test -n "$(PYTHON)" || { echo "wganlab needs Python 3.11 to 3.13; name one with make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "installing into $(VENV) with $(PYTHON): torch and its companions, several GB the first time"
 	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed: install your system's package python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS)) --editable '$(1)'
 	@touch $@
 endef

@@ -113,7 +113,9 @@ def test_wheel_in_an_empty_folder_finds_its_config(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel)], check=True, capture_output=True)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert (tmp_path / "site" / "wganlab" / "py.typed").is_file()
     empty = tmp_path / "empty"
     empty.mkdir()
     where = "import wganlab.config; print(wganlab.config.conf_dir())"

@@ -282,6 +282,9 @@ def test_a_broken_yaml_is_one_line(content: str, tmp_path: Path) -> None:
 def test_hydras_grammar_of_sweeps() -> None:
     assert len(plan(["loss=glob(*,exclude=acgan)"], multirun=True)) == len(LOSSES) - 1 == 11
     assert len(plan(["loss=gan,wgan_gp", "hydra.sweep.subdir=${hydra.job.num}"], multirun=True)) == 2
+    (settings,) = plan(["experiment=digits_wgan_gp", "debug=fast", "loss.n_critic=2"])
+    assert (settings.dataset.size, settings.loss.regularizer.gradient_penalty.weight) == (16, 3.1067)
+    assert (settings.steps, settings.logger, settings.loss.n_critic) == (3, {}, 2), "debug, then the command line"
     (settings,) = plan(["logger.wandb.group=${hydra:runtime.choices.loss}"])
     assert settings.logger.wandb.group == "wgan_gp"
 
