@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import LOSSES, TINY, in_process, wganlab
+from wganlab.config import conf_dir
 
 ROOT = Path(__file__).parents[1]
 MAIN = "sys.argv = ['wganlab', *{}]; from wganlab.cli import main; main()"
@@ -67,7 +68,11 @@ assert Metric is torchmetrics.Metric and torchmetrics.functional.accuracy
 
 def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
     text = wganlab("train", "--help", cwd=tmp_path).stdout
-    assert f"loss: {', '.join(LOSSES)}" in text
+    for loss in LOSSES:
+        comment = (conf_dir() / "loss" / f"{loss}.yaml").read_text().splitlines()[0].removeprefix("# ")
+        assert f"\n  {loss:22} {comment}\n" in text
+    assert "\nloss/regularizer\n  dragan " in text
+    assert "  gaussians_wgan_gp      8 Gaussians as in the toy program" in text, "not the line of its package"
     assert "n_critic: 5" in text
 
 

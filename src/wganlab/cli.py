@@ -6,6 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,7 +91,36 @@ def ask_hydra(arguments: Sequence[str]) -> None:
     store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     sys.argv = [sys.argv[0], *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, for report_error() to word them
-    hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(lambda config: None)()
+    answer = hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(lambda config: None)
+    if not {"--help", "-h"} & set(arguments):
+        answer()
+        return
+    with redirect_stdout(StringIO()) as text, suppress(SystemExit):  # what it refuses is an exception of its own
+        answer()
+    given = [Path(folder) for flag, folder in pairwise(arguments) if flag in ("--config-dir", "-cd")]
+    print(explained(text.getvalue(), [*given, conf_dir()]), end="")
+
+
+def explained(text: str, folders: Sequence[Path]) -> str:
+    """Hydra's help with a line for each choice of a group: the first of the comment that its YAML opens with."""
+    before, title, rest = text.partition("== Choices (key=choice) ==\n")
+    groups, config_title, after = rest.partition("\n== Config ")
+    lines = []
+    for line in groups.splitlines():
+        group, _, choices = line.partition(": ")
+        lines.append(group)
+        for choice in choices.split(", "):
+            found = [path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()]
+            lines.append(f"  {choice:22} {opening_comment(found[0]) if found else ''}".rstrip())
+    return before + title + "\n".join(lines) + "\n" + config_title + after
+
+
+def opening_comment(path: Path) -> str:
+    """The first line of the comment that a YAML opens with, after the one that names its package."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# @package"):
+            return line.removeprefix("#").strip() if line.startswith("#") else ""
+    return ""
 
 
 def study(arguments: Sequence[str]) -> int | None:
