@@ -15,10 +15,10 @@ help:  ## list the targets
 
 demo: $(VENV)/.run  ## train GAN, clipped WGAN and WGAN-GP on real handwriting and compare them on one page
 	@echo '$$ $(TRAIN)'
-	@$(TRAIN)
-	@echo '$$ $(BIN)/wganlab report $(DEMO)'
-	@$(BIN)/wganlab report $(DEMO)
+	@echo '$$ $(BIN)/wganlab report $(DEMO) --watch'
+	@$(BIN)/wganlab report $(DEMO) --watch & watcher=$$!; $(TRAIN) || { kill $$watcher; exit 1; }; wait $$watcher
 	@echo "open it in a browser: file://$(CURDIR)/$(DEMO)/index.html"
+	@echo "then try your own: $(BIN)/wganlab train -m loss=wgan_gp loss.n_critic=1,5 dataset=digits steps=1000"
 
 test: $(VENV)/.dev  ## run the test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import wganlab
+from tests.conftest import TINY, begin, in_process, wganlab
 from wganlab.callbacks.history import History
 from wganlab.report import figures
 from wganlab.report.compare import arms, differing_keys, results
@@ -21,6 +21,7 @@ from wganlab.report.networks import samples_by_epoch
 from wganlab.report.page import write_report
 from wganlab.report.publish import export
 from wganlab.report.tables import latex, latex_table, markdown_table, tables
+from wganlab.report.watch import watch
 from wganlab.runs import Run, Status, final_and_best, find_runs
 from wganlab.schema import ConfigError
 
@@ -427,3 +428,26 @@ def test_clipped_weights_pile_up_at_the_bound(run_of: Callable[[str], Path]) -> 
     weights = critic_weights(torch.load(run_of("wgan_clip") / "checkpoints" / "last.ckpt", weights_only=True))
     counts, _ = np.histogram(weights, bins=101)
     assert min(counts[0], counts[-1]) > 5 * np.median(counts)
+
+
+def test_a_page_follows_a_sweep_until_its_last_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wganlab.report.watch.PAGE", 0.1)
+    monkeypatch.setattr("wganlab.report.watch.LOOK", 0.1)
+    pages: list[tuple[int, bool]] = []
+
+    def write(runs: list[Run], going_on: bool) -> None:
+        write_report(runs, tmp_path / "page", going_on=going_on)
+        text = (tmp_path / "page" / "index.html").read_text()
+        assert ('http-equiv="refresh"' in text) == going_on
+        pages.append((len(runs), going_on))
+
+    sweep = begin("train", "-m", "seed=0,1", *TINY, "logger=csv", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    watch([str(tmp_path / "sweep")], write)
+    assert sweep.wait() == 0
+    assert pages[0] == (1, True), "before the second has begun"
+    assert pages[-1] == (2, False)
+    assert [going_on for _, going_on in pages].count(False) == 1
+    done = in_process("report", "sweep", "--watch", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "first page, which follows the runs as they go on: file:///" in done.stdout
+    assert "compared 2 runs: sweep/index.html" in done.stdout

@@ -177,12 +177,25 @@ def report(arguments: Sequence[str]) -> None:
         default=[],
         help="also refresh pages of Markdown: the files beside a page that it links to, and its <!-- table -->",
     )
+    parser.add_argument("--watch", action="store_true", help="while runs go on: write the page again as they have rows")
     options = parser.parse_args(arguments)
     from wganlab.report.page import write_report
     from wganlab.report.publish import export, publish_page
-    from wganlab.runs import find_runs
+    from wganlab.report.watch import watch
+    from wganlab.runs import Run, find_runs
 
     output = options.output or (options.paths[0] if len(options.paths) == 1 else "report")
+    if options.watch:
+        page = Path(output, "index.html")
+        told: list[Path] = []
+
+        def write(runs: list[Run], going_on: bool) -> None:
+            write_report(runs, Path(output), going_on=going_on)
+            if not told:
+                told.append(page)
+                print(f"first page, which follows the runs as they go on: file://{page.resolve()}", flush=True)
+
+        watch(options.paths, write)
     runs = find_runs(options.paths)
     write_report(runs, Path(output))
     pieces = Path(options.export or Path(output, "export"))

@@ -25,13 +25,15 @@ def write_report(
     question: str | None = None,
     verdicts: Sequence[Verdict] = (),
     searched: Sequence[Run] = (),
+    going_on: bool = False,
 ) -> None:
     """Write results.csv and index.html to ``output``; of a study also verdicts.json and verdicts.md.
 
-    ``searched`` are the runs of the search that tuned the arms of a study.
+    ``searched`` are the runs of the search that tuned the arms of a study. The page of runs that are ``going_on``
+    loads itself again.
     """
     records = results(runs)
-    page = render(runs, records, question=question, verdicts=verdicts, searched=searched)
+    page = render(runs, records, question=question, verdicts=verdicts, searched=searched, going_on=going_on)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "results.csv", to_csv(records))
     if verdicts:
@@ -55,6 +57,7 @@ def render(
     question: str | None = None,
     verdicts: Sequence[Verdict] = (),
     searched: Sequence[Run] = (),
+    going_on: bool = False,
 ) -> str:
     """The page as one HTML document that holds its images, figures, style and script, and fetches nothing."""
     names = arms(runs)
@@ -65,6 +68,7 @@ def render(
     panels = [panel(run, name, colours[name]) for name, run in shown.items()]
     return template().render(
         title=title(runs, names),
+        going_on=going_on,
         real=REAL,
         arms=colours,
         several_seeds=len(set(names)) < len(runs),
