@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml, with the newest versions that
 # this allows; CONSTRAINTS=constraints.txt takes those that are known to work together.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-peer bench-scaling readme study clean
+.PHONY: help demo test test-all lint docs bench bench-peer bench-scaling readme study clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -47,8 +47,12 @@ readme: $(VENV)/.run  ## put table and figures of the newest demo into experimen
 study: $(VENV)/.run  ## run a study, put what its README shows into its folder (NAME=mode_collapse ARGS='key=value ...')
 	@$(BIN)/wganlab study $(NAME) $(ARGS) && $(BIN)/wganlab study --publish $(NAME) $(ARGS)
 
+docs: $(VENV)/.docs  ## build the documentation as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open it in a browser: file://$(CURDIR)/site/index.html"
+
 clean:  ## remove .venv and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist site
 
 $(VENV)/.run: pyproject.toml
 	$(call install,.)
@@ -56,6 +60,9 @@ $(VENV)/.run: pyproject.toml
 $(VENV)/.dev: pyproject.toml
 	$(call install,.[dev])
 	@touch $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml
+	$(call install,.[docs])
 
 define install
 	@test -n "$(PYTHON)" || { echo "wganlab needs Python 3.11 to 3.13; name one with make PYTHON=/path/to/python" >&2; exit 1; }

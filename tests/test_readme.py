@@ -1,4 +1,4 @@
-"""README says what works: its commands compose, its snippet trains, its numbers are the generated ones."""
+"""README and docs/ say what works: commands compose, snippets train, numbers are the generated ones, links lead on."""
 
 import math
 import re
@@ -15,7 +15,8 @@ from wganlab.study import find_study, multirun
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+DOCS = "\n".join([README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))])
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
 COMMANDS = [
     shlex.split(line, comments=True)
     for _, block in BLOCKS
@@ -46,7 +47,7 @@ def test_other_commands_are_known() -> None:
 PAGES = [*sorted((ROOT / "experiments").glob("*/README.md")), ROOT / "experiments" / "README.md"]
 STUDIES = [
     shlex.split(line, comments=True)[2:]
-    for text in (README, *(page.read_text() for page in PAGES))
+    for text in (DOCS, *(page.read_text() for page in PAGES))
     for line in text.replace("\\\n", "").splitlines()
     if line.strip().startswith("wganlab study") and not line.startswith(("wganlab study lr", "wganlab study --list"))
 ]
@@ -66,7 +67,7 @@ def test_study_commands_compose(command: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def snippets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every file that README shows."""
+    """A folder with every file that the docs show."""
     folder = tmp_path_factory.mktemp("user")
     for _, block in BLOCKS:
         name = re.search(r"^# ([\w/]+\.(?:py|yaml))$", block, re.MULTILINE)
@@ -111,7 +112,28 @@ def test_table_is_the_generated_one() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *PAGES):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *PAGES):
         text = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)  # what a study will show once it is run
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_readme_is_one_screen() -> None:
+    assert README.count("\n") < 60
+
+
+def test_docs_build_without_a_warning_and_have_every_choice(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    choices = (tmp_path / "site" / "choices" / "index.html").read_text()
+    for path in (ROOT / "conf").rglob("*/*.yaml"):
+        group = path.parent.relative_to(ROOT / "conf").as_posix()
+        assert f"{group}={path.stem}<a" in choices, path
+    python = (tmp_path / "site" / "python" / "index.html").read_text()
+    for name in ("load_run", "Regularizer", "sliced_wasserstein", "sign_flip_test"):
+        assert f"{name}" in python, name
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert "experiments/demo/samples.png" in index
+    fetched = re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="(https?://[^"]*)"', index)
+    assert not fetched, "a page fetches nothing from elsewhere"
