@@ -20,7 +20,7 @@ from wganlab.report.compare import arms, differing_keys, results
 from wganlab.report.networks import samples_by_epoch
 from wganlab.report.page import write_report
 from wganlab.report.publish import export
-from wganlab.report.tables import latex, latex_table, markdown_table, tables
+from wganlab.report.tables import cell, columns_of, latex, latex_table, markdown_table, tables
 from wganlab.report.watch import watch
 from wganlab.runs import Run, Status, final_and_best, find_runs
 from wganlab.schema import ConfigError
@@ -118,8 +118,10 @@ def test_every_column_is_drawn_and_layers_share_a_figure(tmp_path: Path) -> None
 
 def test_best_values_are_tabulated_by_direction(tmp_path: Path) -> None:
     rows = "step,eval/modes,eval/fid,critic/loss,critic/penalty\n1,20,9,1,1\n2,25,5,2,1\n3,23,6,3,1\n"
-    (table,) = tables(results([Run(make_run(tmp_path / "run", {}, [], rows))]))
-    shown = dict(zip(table.head, table.rows[0], strict=True))
+    records = results([Run(make_run(tmp_path / "run", {}, [], rows))])
+    shown = {column.heading: cell(records[0][column.key], column.format) for column in columns_of(records)}
+    (table,) = tables(records)
+    assert table.head == ["arm", "seed", "modes", "FID", "steps"], "headlines"
     assert (shown["modes"], shown["highest modes"], shown["modes last − best"]) == ("23", "25", "-2")
     assert (shown["FID"], shown["lowest FID"], shown["FID last − best"]) == ("6", "5", "1")
     assert (shown["critic loss"], shown["lowest critic loss"]) == ("3", "1")
@@ -367,6 +369,14 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     seen = browse(
         sweep / "index.html",
         """
+        const folded = [...document.querySelectorAll("details")].filter((part) => !part.open).length;
+        document.querySelectorAll("details").forEach((part) => { part.open = true; });
+        const table = document.querySelector("table.results"), head = table.tHead.rows[0].cells[1];
+        const column = () => [...table.tBodies[0].rows].map((row) => row.cells[1].textContent);
+        head.querySelector("button").click();
+        const up = column();
+        head.querySelector("button").click();
+        const down = column(), order = head.getAttribute("aria-sort");
         const grids = () => [0, 1, 2].map((i) => document.getElementById("samples-" + i).src);
         const slider = document.getElementById("step"), last = grids();
         slider.value = 0;
@@ -374,7 +384,11 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
         const first = grids(), shown = document.getElementById("shown").textContent;
         slider.value = slider.max;
         slider.dispatchEvent(new Event("input"));
-        const loaded = [...document.images].every((image) => image.complete && image.naturalWidth > 50);
+        const seen = [...document.querySelectorAll("figure img")];
+        const loaded = seen.every((image) => image.complete && image.naturalWidth > 50 && image.alt);
+        seen[0].click();
+        const zoom = document.getElementById("zoom"), opened = zoom.open && zoom.firstElementChild.src === seen[0].src;
+        zoom.click();
         const back = grids(), box = document.getElementById("by-time");
         box.checked = true;
         box.dispatchEvent(new Event("change"));
@@ -387,12 +401,19 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
           rows: document.querySelectorAll("#results tbody tr").length,
           cells: [...document.querySelectorAll("#results td")].map((cell) => cell.textContent),
           figures: [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().height),
-          loaded, text: document.body.textContent,
+          loaded, text: document.body.textContent, folded, up, down, order, opened, closed: !zoom.open,
         };
         """,
         1200,
         tmp_path,
     )
+    assert seen["folded"] == 4, "all columns, and three kinds of figures"
+    scores = sorted(map(float, seen["up"][:3]))
+    assert [*map(float, seen["up"][:3])] == scores
+    assert [*map(float, seen["down"][:3])] == scores[::-1]
+    assert seen["up"][3] == seen["down"][3], "real samples stay below"
+    assert seen["order"] == "descending"
+    assert (seen["opened"], seen["closed"]) == (True, True)
     assert seen["shown"] == "0"
     assert seen["equal"], "the arms begin with the same weights, so with the same samples"
     assert seen["moved"]

@@ -67,10 +67,10 @@ def curves(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def headlines(runs: Sequence[Run], arms: Sequence[str]) -> list[Figure]:
-    """:func:`every_seed` of the main results."""
-    drawn = [every_seed(name, runs, arms) for name, metric in METRICS.items() if metric.headline]
-    return [figure for figure in drawn if figure is not None]
+def headlines(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Figure]:
+    """:func:`every_seed` of the main results, by name."""
+    drawn = {name: every_seed(name, runs, arms) for name, metric in METRICS.items() if metric.headline}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def title(metric: str) -> str:
@@ -142,9 +142,9 @@ def _draw_arm(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, 
     """The runs of one arm, each an array (2, points) of steps and values: a line, lines and mean, or mean and band."""
     aligned = len({len(steps) for steps, _ in members}) == 1
     banded, alone = aligned and len(members) > 2, len(members) == 1
-    for steps, values in members if not banded else ():
-        axes.plot(steps, values, color=colour, lw=1.4 if alone else 0.6, alpha=1 if alone else 0.5,
-                  label=as_text(arm) if alone else None)  # fmt: skip
+    for i, (steps, values) in enumerate(members if not banded else ()):
+        named = as_text(arm) if alone or (i == 0 and not aligned) else None
+        axes.plot(steps, values, color=colour, lw=1.4 if alone else 0.6, alpha=1 if alone else 0.5, label=named)
     if alone or not aligned:
         return
     steps = members[0][0]

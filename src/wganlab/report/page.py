@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from wganlab.files import write_json, write_text
-from wganlab.report import figures, networks, tuning
+from wganlab.report import figures, forest, networks, tuning
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, results, to_csv
 from wganlab.report.tables import REAL, cell, columns_of, real_row
 from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
@@ -62,8 +62,6 @@ def render(
     """The page as one HTML document that holds its images, figures, style and script, and fetches nothing."""
     names = arms(runs)
     colours = figures.colours(names)
-    tuned = tuning.figure(searched or runs)
-    curves = [*figures.curves(runs, names).values(), *figures.headlines(runs, names), *([tuned] if tuned else [])]
     shown = longest(runs, names)
     panels = [panel(run, name, colours[name]) for name, run in shown.items()]
     return template().render(
@@ -83,19 +81,36 @@ def render(
                 "records": members,
                 "protocol": describe(runs, protocol),
                 "columns": columns_of(members),
+                "headlines": columns_of(members, headline=True),
                 "real": real_row(members),
             }
             for protocol, members in by_protocol(records).items()
         ],
         emd_real={r["final/eval/emd_real"] for r in records if "final/eval/emd_real" in r},
         differing={key: [values[names.index(arm)] for arm in colours] for key, values in differing_keys(runs).items()},
-        curves=[figures.svg(curve) for curve in curves],
+        forest=figures.svg(forest.figure(verdicts)) if verdicts else "",
+        curves=curves(runs, names, searched),
         panels=panels,
         steps=sorted({step for run in shown.values() for step in run.samples}),
         samples_json=json.dumps([panel["samples"] for panel in panels]).replace("</", "<\\/"),
         seconds_json=json.dumps([panel["seconds"] for panel in panels]),
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+#: Kinds of figures that are folded, by how their names begin.
+FOLDED = {"Other scores": "eval/", "The critic": "critic/", "The generator, and speed": ""}
+
+
+def curves(runs: Sequence[Run], names: Sequence[str], searched: Sequence[Run]) -> dict[str, list[str]]:
+    """The figures of a page by kind, as SVG: under "" those of the main score, which are seen at first."""
+    drawn, every, tuned = figures.curves(runs, names), figures.headlines(runs, names), tuning.figure(searched or runs)
+    main = next((name for name in ("eval/fid", "eval/emd", *drawn) if name in drawn), "")
+    found = {"": [of.pop(main) for of in (drawn, every) if main in of] + ([tuned] if tuned else [])}
+    for kind, beginning in FOLDED.items():
+        chosen = [name for name in drawn if name.startswith(beginning)]
+        found[kind] = [drawn.pop(name) for name in chosen] + (list(every.values()) if beginning == "eval/" else [])
+    return {kind: [figures.svg(one) for one in of_kind] for kind, of_kind in found.items() if of_kind}
 
 
 def panel(run: Run, arm: str, colour: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Column(NamedTuple):
     heading: str
     format: str
     meaning: str
+    headline: bool = False  # shown at first, the others on request
 
 
 class Table(NamedTuple):
@@ -27,9 +28,9 @@ class Table(NamedTuple):
 REAL = "real samples"
 #: Columns that are no metrics.
 BUDGET = (
-    Column("images_per_second", "images/s", ",.0f", "real images seen by the critic per second"),
-    Column("seconds", "time (s)", ".1f", "wall time of training, evaluation included"),
-    Column("steps", "steps", ".0f", "generator steps"),
+    Column("images_per_second", "images/s", ",.0f", "real images seen by the critic per second", True),
+    Column("seconds", "time (s)", ".1f", "wall time of training, evaluation included", True),
+    Column("steps", "steps", ".0f", "generator steps", True),
     Column("epochs", "epochs", ".1f", "passes of the critic over the data set"),
 )
 
@@ -37,7 +38,7 @@ BUDGET = (
 def columns_of_metric(name: str, metric: Metric) -> list[Column]:
     """The last value of a metric; of losses and headlines also the best; of headlines also the gap between the two."""
     short, form, meaning = metric.short_title, metric.format, metric.meaning
-    columns = [Column(f"final/{name}", short, form, f"{meaning}; after the last step")]
+    columns = [Column(f"final/{name}", short, form, f"{meaning}; after the last step", bool(metric.protocol))]
     if metric.direction and (metric.headline or metric.protocol is None):
         best = {"lower": "lowest", "higher": "highest"}[metric.direction]
         columns.append(Column(f"best/{name}", f"{best} {short}", form, f"{meaning}; {best} value during the run"))
@@ -58,9 +59,10 @@ COLUMNS = [
 ]
 
 
-def columns_of(records: Sequence[dict[str, Any]]) -> list[Column]:
-    """The columns for which any of the records has a value."""
-    return [column for column in COLUMNS if any(record.get(column.key) is not None for record in records)]
+def columns_of(records: Sequence[dict[str, Any]], *, headline: bool = False) -> list[Column]:
+    """The columns for which any of the records has a value; with ``headline`` last scores, speed and budget alone."""
+    columns = [column for column in COLUMNS if column.headline or not headline]
+    return [column for column in columns if any(record.get(column.key) is not None for record in records)]
 
 
 def real_row(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -78,13 +80,13 @@ def cell(value: float | tuple[float, float, float] | None, form: str) -> str:
 
 
 def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
-    """A table per protocol, with a row per run, or per arm where arms have several runs."""
+    """A table of headlines per protocol, with a row per run, or per arm where arms have several runs."""
     found = []
     for members in by_protocol(records).values():
         arms = by_arm(members)
         several = len(arms) < len(members)
         rows, counted = (arms, "runs") if several else (members, "seed")
-        shown = columns_of(rows)
+        shown = columns_of(rows, headline=True)
         head = ["arm", counted, *(column.heading for column in shown)]
         cells = [[cell(row.get(column.key), column.format) for column in shown] for row in rows]
         leading = [[str(row["arm"]), str(row[counted])] for row in rows]
