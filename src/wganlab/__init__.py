@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 from wganlab.startup import import_torchmetrics_in_parts
 
 __version__ = "0.1.0"
-__all__ = ["LoadedRun", "__version__", "load_run", "train"]
+__all__ = ["LoadedExport", "LoadedRun", "__version__", "load_export", "load_run", "train"]
 
 import_torchmetrics_in_parts()
 
 if TYPE_CHECKING:
+    from wganlab.exported import LoadedExport, load_export
     from wganlab.notebook import LoadedRun, load_run, train
 else:
 
     def __getattr__(name: str) -> Any:
         """What takes seconds to import is imported when it is asked for."""
         if name in __all__:
-            return getattr(import_module("wganlab.notebook"), name)
+            return getattr(import_module(f"wganlab.{'exported' if 'xport' in name else 'notebook'}"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -23,6 +23,7 @@ from wganlab.averaging import Weights, trained_weights
 from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
+from wganlab.exported import check_push, push
 from wganlab.files import write_json, write_text
 from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
@@ -45,15 +46,26 @@ INPUTS = ("latents", "labels")
 def main(overrides: Sequence[str]) -> None:
     """The command: write a run's generator, and say where it is."""
     settings = command_settings(export, overrides)
+    repository = settings["push"]
+    if repository:
+        check_push(repository)
     step, difference = export(**settings)
     what = f"the generator of step {step}, read back with a largest difference of {difference:.1g}"
     print(f"{what}: {os.path.relpath(settings['output'])}")
+    if repository:
+        print(f"pushed: {push(Path(settings['output']), repository)}")
 
 
 def export(
-    *, run: str, format: Literal["safetensors", "onnx"], checkpoint: str, weights: Weights, output: str
+    *,
+    run: str,
+    format: Literal["safetensors", "onnx"],
+    checkpoint: str,
+    weights: Weights,
+    output: str,
+    push: str | None = None,
 ) -> tuple[int, float]:
-    """Write a generator, its config and its card to ``output``, checked, all or nothing.
+    """Write a generator, its config and its card to ``output``, checked, all or nothing; the command also pushes it.
 
     Returns its generator step, and how far what is read back is from it. conf/export.yaml has the same keys.
     """
@@ -126,6 +138,8 @@ def write_export(
         "step": str(saved["global_step"]),
         "checkpoint": checkpoint,
         "choices": json.dumps(run.choices),
+        "shape": json.dumps(list(saved["shape"])),
+        "classes": json.dumps(None if classes is None else classes.numbers.tolist()),
     }
     try:
         written = FORMATS[format].write(generator, draw(SIZES[-1]), folder, notes)

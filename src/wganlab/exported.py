@@ -1,0 +1,135 @@
+"""Exports that are read back, and given away on the Hugging Face Hub."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from wganlab.build import build_generator
+from wganlab.contracts import Networks
+from wganlab.labels import inputs
+from wganlab.pair import sample_latents
+from wganlab.schema import ConfigError
+from wganlab.targets import check_targets
+
+
+@dataclass
+class LoadedExport:
+    """A generator as ``wganlab export`` wrote it: ``generator`` takes latents (n, latent_dim), and labels (n,) where
+    ``classes`` are not None, and gives samples (n, *shape). ``config`` is the one that it was trained with."""
+
+    config: dict[str, Any]
+    generator: Callable[..., Tensor]
+    dtype: torch.dtype
+    classes: list[int] | None
+
+    @torch.no_grad()
+    def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
+        """n samples (n, *shape) in [-1, 1], always the same for a seed; of classes in turn, or of ``labels``."""
+        model, random = self.config["model"], torch.Generator().manual_seed(seed)
+        latents = sample_latents(
+            n, model["latent_dim"], model.get("latent", "normal"), dtype=self.dtype, generator=random
+        )
+        chosen = self.classes and (labels or self.classes)
+        asked = torch.tensor([chosen[i % len(chosen)] for i in range(n)]) if chosen else None
+        return self.generator(*inputs(latents, asked))
+
+
+def load_export(path: str | Path) -> LoadedExport:
+    """The export in a folder, or in a repository USER/NAME of the Hugging Face Hub.
+
+    No code of the folder is run: the network is built from its config. Raises ConfigError for what is no export, and
+    where the repository cannot be had.
+    """
+    folder = Path(path) if Path(path).is_dir() else download(str(path))
+    weights, onnx = folder / "generator.safetensors", folder / "generator.onnx"
+    if not (folder / "config.json").is_file() or not (weights.is_file() or onnx.is_file()):
+        raise ConfigError("path", f"={path}: holds no export; wganlab export writes one")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return (from_safetensors if weights.is_file() else from_onnx)(folder, config)
+    except ConfigError:
+        raise
+    except Exception as error:  # damaged files raise a dozen types
+        raise ConfigError("path", f"={path}: cannot be read ({' '.join(str(error).split())[:150]})") from error
+
+
+def from_safetensors(folder: Path, config: dict[str, Any]) -> LoadedExport:
+    """The network that the config describes, with the weights of the file."""
+    from safetensors import safe_open
+
+    check_targets(Networks, config["model"], "model")
+    with safe_open(folder / "generator.safetensors", "pt") as file:
+        notes, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if "shape" not in notes:
+        raise ConfigError("path", f"={folder}: was written by an earlier version; export the run again")
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        generator = build_generator(OmegaConf.create(config), tuple(json.loads(notes["shape"])))
+    generator.to(dtype).load_state_dict(state)
+    return LoadedExport(config, generator.eval().requires_grad_(False), dtype, json.loads(notes["classes"]))
+
+
+def from_onnx(folder: Path, config: dict[str, Any]) -> LoadedExport:
+    """The file in onnxruntime, as a function of tensors."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "generator.onnx", providers=["CPUExecutionProvider"])
+    notes = session.get_modelmeta().custom_metadata_map
+    latents, *others = session.get_inputs()
+
+    def generator(*tensors: Tensor) -> Tensor:
+        named = {one.name: tensor.numpy() for one, tensor in zip([latents, *others], tensors, strict=True)}
+        return torch.from_numpy(session.run(["samples"], named)[0])
+
+    dtype = torch.float64 if latents.type == "tensor(double)" else torch.float32
+    return LoadedExport(config, generator, dtype, json.loads(notes.get("classes", "null")))
+
+
+def check_push(repository: str) -> None:
+    """Raises ConfigError where nothing could be pushed there: no package, no token, or no name of a repository."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise ConfigError("push", f"={repository}: needs pip install 'wganlab[hub]'")
+    from huggingface_hub import get_token
+
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ConfigError("push", f"={repository}: is no repository; must be USER/NAME")
+    if get_token() is None:
+        raise ConfigError("push", f"={repository}: no token of the Hugging Face Hub; hf auth login, or set HF_TOKEN")
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload an export to a repository of the Hub, made where there is none; returns its address.
+
+    Raises ConfigError where that fails; the folder stays.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        made = HfApi().create_repo(repository, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, ignore_patterns="__pycache__/*")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError("push", f"={repository}: {folder} is written, and could not be pushed ({said})") from error
+    return str(made)
+
+
+def download(repository: str) -> Path:
+    """The files of a repository of the Hub, in its cache. Raises ConfigError where they cannot be had."""
+    if repository.count("/") != 1 or importlib.util.find_spec("huggingface_hub") is None:
+        raise ConfigError("path", f"={repository}: no such folder; of the Hub, USER/NAME (pip install 'wganlab[hub]')")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", "generator.*"]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError("path", f"={repository}: no such folder, and the Hub does not have it ({said})") from error
