@@ -1,7 +1,7 @@
 """``make bench-peer ARGS='--peer PATH --data ROOT'``: wganlab beside scripts that no one here wrote, on MNIST.
 
 PATH is a checkout of PyTorch-GAN, whose wgan_gp.py and wgan.py train the same networks in the same batches as
-``model=mlp``, and are run unchanged; ROOT holds MNIST/raw. Writes results/peer.md and peer.json.
+``model=mlp``, and are run unchanged; ROOT holds MNIST/raw. Writes results/peer.md and peer.json, or another name's.
 """
 
 import argparse
@@ -66,6 +66,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder with MNIST/raw")
     parser.add_argument("--steps", type=int, default=1500, help="generator steps of wganlab in each of its runs")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "compiled"])
+    parser.add_argument(
+        "--name", default="peer", help="of the files in results/: a machine of another kind has its own"
+    )
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for loss, name in SCRIPTS.items():
@@ -75,6 +78,7 @@ def main() -> None:
                 arguments += [f"steps={options.steps}", *VARIANTS[variant]]
                 rows.append({"loss": loss, "variant": variant, "turns": train_in_turns(arguments, {"peer": steps}, 2)})
     command = f"--peer PATH --data ROOT --steps {options.steps} --variants {' '.join(options.variants)}"
+    command += f" --name {options.name}" * (options.name != "peer")
     lines = [
         f"Real images per second; `make bench-peer ARGS='{command}'` at {commit()}.",
         f"{machine()}.",
@@ -89,8 +93,8 @@ def main() -> None:
         lines.append(f"| {row['loss']} | {row['variant']} | {rates} | {compared(turns, 'peer')} |")
     text = "\n".join([*lines, ""])
     print(text)
-    (RESULTS / "peer.md").write_text(text)
-    (RESULTS / "peer.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    (RESULTS / f"{options.name}.md").write_text(text)
+    (RESULTS / f"{options.name}.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
