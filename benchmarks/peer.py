@@ -23,7 +23,14 @@ from wganlab.training import commit
 SCRIPTS = {"wgan_gp": "wgan_gp", "wgan_clip": "wgan"}
 #: Real images in five critic steps, after which a script prints a line.
 IMAGES = 5 * 64
-VARIANTS = {"plain": ["compile=off"], "compiled": ["compile=on"], "bf16": ["compile=off", "precision=bf16"]}
+VARIANTS = {
+    "plain": ["compile=off"],
+    "compiled": ["compile=on"],
+    "bf16": ["compile=off", "precision=bf16"],
+    # bf16 in products alone, where the processor has units for it; all else, sums included, in fp32
+    "medium": ["compile=off", "+accelerator.matmul_precision=medium"],
+    "medium_compiled": ["compile=on", "+accelerator.matmul_precision=medium"],
+}
 
 
 @contextmanager
@@ -66,9 +73,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder with MNIST/raw")
     parser.add_argument("--steps", type=int, default=1500, help="generator steps of wganlab in each of its runs")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "compiled"])
-    parser.add_argument(
-        "--name", default="peer", help="of the files in results/: a machine of another kind has its own"
-    )
+    parser.add_argument("--name", default="peer", help="of the files in results/; a machine may have its own")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for loss, name in SCRIPTS.items():
