@@ -18,17 +18,17 @@ def watch(paths: Sequence[str], write: Callable[[list[Run], bool], None]) -> Non
     It returns when every run has ended, and every job of their sweeps. Paths may be empty at first, or not be there.
     """
     seen: object = None
+    written = -PAGE
     while True:
         runs = those_with_rows(paths)
         going_on = not runs or more_to_come(paths, runs)
         now = [(run.folder, (run.folder / "metrics.csv").stat().st_mtime_ns, run.state) for run in runs]
-        if runs and (now != seen or not going_on):
-            write(runs, going_on)
-            seen = now
-            if going_on:
-                time.sleep(PAGE)
-        if not going_on:
+        if runs and not going_on:
+            write(runs, False)
             return
+        if runs and now != seen and time.monotonic() > written + PAGE:
+            write(runs, True)
+            seen, written = now, time.monotonic()
         time.sleep(LOOK)
 
 
