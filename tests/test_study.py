@@ -19,6 +19,7 @@ STAND_IN = {
     "s1_dcgan_mnist": ["dataset=digits"],
     "s2_mlp_mnist": ["dataset=digits"],
     "clip_vs_penalty_mnist": ["dataset=digits"],
+    "tuned_twice_mnist": ["dataset=digits"],
     "s3_cifar_horses": ["dataset=digits", "dataset.size=32", "extractor=classifier"],
     "s4_anime_faces": ["dataset=digits", "dataset.size=64"],
 }
