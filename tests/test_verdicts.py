@@ -161,6 +161,8 @@ def test_nothing_is_decided_before_the_planned_seeds_are_there() -> None:
     assert found.record()["p"] is None
     few = verdict(claim(), [-1.0, -1.0, -1.1])
     assert few.description == "provisional (3 seeds; a verdict takes 8), leans towards holds"
+    others = Verdict(claim(), {"8": 1.0, "9": 1.1, "10": 1.2}, [[*map(str, range(8))]], level(1))
+    assert others.description == "provisional (0 of 8 seeds), leans nowhere yet", "none of those that are planned"
     diverged = Verdict(claim(), {"0": -1.0}, [[*map(str, range(8))]], level(1), n_diverged=7)
     assert diverged.description == "incomplete (7 runs diverged, and the claim does not say what that counts as)"
 

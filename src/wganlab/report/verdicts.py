@@ -109,7 +109,7 @@ class Verdict:
         if self.n_diverged and not (self.claim.diverged or self.claim.metric == DIVERGED) and found < planned:
             many = "1 run" if self.n_diverged == 1 else f"{self.n_diverged} runs"
             return f"incomplete ({many} diverged, and the claim does not say what that counts as)"
-        leaning = f"leans towards {self.leaning}" if len(self.values) > 1 else "leans nowhere yet"
+        leaning = f"leans towards {self.leaning}" if found > 1 else "leans nowhere yet"
         if self.decision == PROVISIONAL:
             few = f"{len(self.values)} seeds; a verdict takes {MIN_SEEDS}"
             seeds = f"{found} of {planned} seeds" if found < planned else few
