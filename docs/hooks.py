@@ -8,6 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from wganlab.cli import opening_comment
+
 ROOT = Path(__file__).parents[1]
 #: What the site shows of the rest of the repository.
 SHOWN = (
@@ -62,8 +64,7 @@ def choices() -> str:
         lines += ["", f"## {group}"]
         for path in sorted(folder.glob("*.yaml")):
             text = path.read_text(encoding="utf-8")
-            comment = re.match(r"(?:# @package.*\n)?((?:#.*\n)*)", text)
-            said = [line.removeprefix("#").strip() for line in comment[1].splitlines()] if comment else []
-            lines += ["", f"### {group}={path.stem}", "", "<br>".join(said).replace("<root>", "`root`"), ""]
+            said = "<br>".join(opening_comment(path)).replace("<root>", "`root`")
+            lines += ["", f"### {group}={path.stem}", "", said, ""]
             lines += ['??? note "YAML"', "    ```yaml", *(f"    {line}" for line in text.splitlines()), "    ```"]
     return "\n".join(lines) + "\n"

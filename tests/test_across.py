@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import in_process
-from wganlab.report.across import improvement, profile, read_scores
+from tests.test_report import make_run
+from wganlab.report.across import improvement, profile, read_scores, scores_csv
+from wganlab.runs import find_runs
 from wganlab.schema import ConfigError
 
 GRID = np.arange(10.0)
@@ -42,6 +44,16 @@ def test_a_profile_is_the_share_of_runs_within_a_factor_of_the_best_median() -> 
     data_sets = {"one": {"a": np.array([1.0, 1, 4]), "b": np.array([2.0, 3, np.inf])}}
     assert profile(data_sets, "a", np.array([0.5, 1, 4])) == pytest.approx([0, 2 / 3, 1])
     assert profile(data_sets, "b", np.array([2, 3, 1000])) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+
+
+def test_arms_of_several_swept_keys_keep_their_names(tmp_path: Path) -> None:
+    """Which hold commas."""
+    for name, seed, score in (("one", 0, 1.5), ("other", 1, 2.5)):
+        make_run(tmp_path / name, {"seed": seed}, [], f"step,eval/fid\n1,{score}\n")
+    runs = find_runs([tmp_path])
+    (tmp_path / "scores.csv").write_text(scores_csv(runs, ["a, dataset=x", "b, dataset=x"]))
+    scores = read_scores(tmp_path, "eval/fid")
+    assert {arm: values.tolist() for arm, values in scores.items()} == {"a, dataset=x": [1.5], "b, dataset=x": [2.5]}
 
 
 def own_studies(folder: Path) -> None:

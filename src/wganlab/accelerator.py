@@ -3,13 +3,12 @@
 import contextlib
 import ctypes
 import functools
-import inspect
 import logging
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 
 from wganlab import parallel
 from wganlab.callbacks import is_lightnings
-from wganlab.schema import InvalidValueError
+from wganlab.schema import InvalidValueError, extends
 
 # Lightning sets this when it is imported, so that a process may fork after it has looked for GPUs. Where there is none,
 # every optimizer step of torch then looks for NVIDIA's library anew, which takes longer than a small step itself.
@@ -48,21 +47,12 @@ REFUSED = {
     "reload_dataloaders_every_n_epochs": "the stream of images is the run's own; see reshuffle",
 }
 
+#: Lightning's profilers by the words for them.
 PROFILERS: dict[Any, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16", "64-true"]
 
 
-def takes_flags(function: Callable[..., Trainer]) -> Callable[..., Trainer]:
-    """Decorator: ``**flags`` are those of Lightning's Trainer that the function has no parameter of its own for."""
-    own, flags = inspect.signature(function).parameters, inspect.signature(Trainer).parameters
-    unset = object()  # no default that a config could record
-    merged = [one for one in own.values() if one.kind != one.VAR_KEYWORD]
-    merged += [one.replace(default=unset) for name, one in flags.items() if name not in own]
-    function.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-    return function
-
-
-@takes_flags
+@extends(Trainer)
 def build_trainer(
     *,
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
@@ -86,8 +76,8 @@ def build_trainer(
     hands matrix products to oneDNN, where a probe shows that this keeps fp32 accuracy and is faster, else "highest".
     ``deterministic`` makes torch refuse kernels whose results vary from run to run; only GPUs have such.
     These settings and malloc's limits are the process', and are made here only. Further ``flags`` are Lightning's;
-    what a ``profiler`` finds is written to profile.txt. Raises ValueError when the machine has no such accelerator, and
-    for flags that are REFUSED.
+    what a ``profiler`` finds is written to fit-profile.txt. Raises ValueError when the machine has no such accelerator,
+    and for flags that are REFUSED.
     """
     quiet_lightning()
     check_machine(accelerator, precision, devices)

@@ -8,12 +8,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from io import StringIO
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from wganlab.environment import place
 from wganlab.torchrun import joined
+
+if TYPE_CHECKING:
+    from wganlab.runs import Run
 
 HELP = """wganlab: train GANs that differ in exactly one declared thing, and see what the difference does.
 
@@ -111,16 +114,16 @@ def explained(text: str, folders: Sequence[Path]) -> str:
         lines.append(group)
         for choice in choices.split(", "):
             found = [path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()]
-            lines.append(f"  {choice:22} {opening_comment(found[0]) if found else ''}".rstrip())
+            said = opening_comment(found[0]) if found else []
+            lines.append(f"  {choice:22} {said[0] if said else ''}".rstrip())
     return before + title + "\n".join(lines) + "\n" + config_title + after
 
 
-def opening_comment(path: Path) -> str:
-    """The first line of the comment that a YAML opens with, after the one that names its package."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("# @package"):
-            return line.removeprefix("#").strip() if line.startswith("#") else ""
-    return ""
+def opening_comment(path: Path) -> list[str]:
+    """The lines of the comment that a YAML opens with, after the one that names its package."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return [line.removeprefix("#").strip() for line in comment if not line.startswith("# @package")]
 
 
 def study(arguments: Sequence[str]) -> int | None:
@@ -181,21 +184,11 @@ def report(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     from wganlab.report.page import write_report
     from wganlab.report.publish import export, publish_page
-    from wganlab.report.watch import watch
-    from wganlab.runs import Run, find_runs
+    from wganlab.runs import find_runs
 
     output = options.output or (options.paths[0] if len(options.paths) == 1 else "report")
     if options.watch:
-        page = Path(output, "index.html")
-        told: list[Path] = []
-
-        def write(runs: list[Run], going_on: bool) -> None:
-            write_report(runs, Path(output), going_on=going_on)
-            if not told:
-                told.append(page)
-                print(f"first page, which follows the runs as they go on: file://{page.resolve()}", flush=True)
-
-        watch(options.paths, write)
+        follow(options.paths, Path(output))
     runs = find_runs(options.paths)
     write_report(runs, Path(output))
     pieces = Path(options.export or Path(output, "export"))
@@ -204,6 +197,25 @@ def report(arguments: Sequence[str]) -> None:
     for page in options.publish:
         publish_page(Path(page), pieces)
     print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html")
+
+
+def follow(paths: Sequence[str], output: Path) -> None:
+    """Write a page of runs as long as they go on, and say where it is; the last page is left to others."""
+    from wganlab.report.page import write_report
+    from wganlab.report.watch import watch
+
+    told = False
+
+    def write(runs: list["Run"], going_on: bool) -> None:
+        nonlocal told
+        if going_on:
+            write_report(runs, output, going_on=True)
+        if not told:
+            page = (output / "index.html").resolve()
+            print(f"first page, which follows the runs as they go on: file://{page}", flush=True)
+        told = True
+
+    watch(paths, write)
 
 
 def on_a_run(command: str, summary: str) -> Callable[[Sequence[str]], None]:

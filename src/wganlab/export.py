@@ -8,7 +8,7 @@ import logging
 import os
 import runpy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from wganlab.averaging import Weights, trained_weights
 from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
-from wganlab.exported import check_push, push
+from wganlab.exported import INPUTS, Function, check_push, dtype_of, in_onnxruntime, onnx_session, push
 from wganlab.files import write_json, write_text
 from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
@@ -37,10 +37,6 @@ SIZES = (1, 2, 7)
 #: How far apart the two may be, relative to values above 1: deep networks in float32 are some 1e-5 from themselves in
 #: float64, and a byte of an image is 8e-3.
 TOLERANCE = 1e-4
-#: Latents (n, latent_dim), and labels (n,) where the generator takes them -> samples (n, *shape).
-Function = Callable[..., Tensor]
-#: What they are called, in that order.
-INPUTS = ("latents", "labels")
 
 
 def main(overrides: Sequence[str]) -> None:
@@ -110,11 +106,6 @@ def load(config: DictConfig, checkpoint: Path, weights: Weights) -> tuple[nn.Mod
     state = trained_weights(saved["state_dict"], "generator", weights)
     generator.to(dtype_of(state)).load_state_dict(state)  # load_networks has rounded what was trained in float64
     return generator.requires_grad_(False), saved
-
-
-def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
-    """That of a network's weights, and so of its latents."""
-    return next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
 
 
 def write_export(
@@ -222,8 +213,6 @@ def write_safetensors(
 
 def write_onnx(generator: nn.Module, inputs: tuple[Tensor, ...], folder: Path, notes: dict[str, str]) -> Function:
     """generator.onnx, from INPUTS to "samples" for any size of a batch; returns what it is in onnxruntime."""
-    import onnxruntime
-
     path = folder / "generator.onnx"
     with silence():
         program = torch.onnx.export(
@@ -238,13 +227,7 @@ def write_onnx(generator: nn.Module, inputs: tuple[Tensor, ...], folder: Path, n
         assert program is not None  # as it is where it writes a file by itself
         program.model.metadata_props.update(notes)
         program.save(path, external_data=False)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def written(*inputs: Tensor) -> Tensor:
-        named = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=False)}
-        return torch.from_numpy(session.run(["samples"], named)[0])
-
-    return written
+        return in_onnxruntime(onnx_session(path))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from torch import Tensor
 
 from wganlab.build import build_generator
 from wganlab.contracts import Networks
-from wganlab.labels import inputs
+from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
 from wganlab.schema import ConfigError
 from wganlab.targets import check_targets
+
+#: Latents (n, latent_dim), and labels (n,) where the generator takes them -> samples (n, *shape).
+Function = Callable[..., Tensor]
+#: What they are called, in that order.
+INPUTS = ("latents", "labels")
 
 
 @dataclass
@@ -25,19 +30,22 @@ class LoadedExport:
     ``classes`` are not None, and gives samples (n, *shape). ``config`` is the one that it was trained with."""
 
     config: dict[str, Any]
-    generator: Callable[..., Tensor]
+    generator: Function
     dtype: torch.dtype
     classes: list[int] | None
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
-        """n samples (n, *shape) in [-1, 1], always the same for a seed; of classes in turn, or of ``labels``."""
+        """n samples (n, *shape) in [-1, 1], always the same for a seed; equally many of each of ``labels``, or class.
+
+        Raises ConfigError for a label that the data do not have.
+        """
         model, random = self.config["model"], torch.Generator().manual_seed(seed)
         latents = sample_latents(
             n, model["latent_dim"], model.get("latent", "normal"), dtype=self.dtype, generator=random
         )
-        chosen = self.classes and (labels or self.classes)
-        asked = torch.tensor([chosen[i % len(chosen)] for i in range(n)]) if chosen else None
+        known = None if self.classes is None else Classes.of(torch.tensor(self.classes))
+        asked = None if known is None else known.asked(labels or known.numbers.tolist(), n)
         return self.generator(*inputs(latents, asked))
 
 
@@ -69,7 +77,7 @@ def from_safetensors(folder: Path, config: dict[str, Any]) -> LoadedExport:
         notes, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "shape" not in notes:
         raise ConfigError("path", f"={folder}: was written by an earlier version; export the run again")
-    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    dtype = dtype_of(state)
     with torch.random.fork_rng(devices=[]):
         generator = build_generator(OmegaConf.create(config), tuple(json.loads(notes["shape"])))
     generator.to(dtype).load_state_dict(state)
@@ -77,19 +85,33 @@ def from_safetensors(folder: Path, config: dict[str, Any]) -> LoadedExport:
 
 
 def from_onnx(folder: Path, config: dict[str, Any]) -> LoadedExport:
-    """The file in onnxruntime, as a function of tensors."""
+    """The file in onnxruntime."""
+    session = onnx_session(folder / "generator.onnx")
+    notes, latents = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0]
+    dtype = torch.float64 if latents.type == "tensor(double)" else torch.float32
+    return LoadedExport(config, in_onnxruntime(session), dtype, json.loads(notes.get("classes", "null")))
+
+
+def onnx_session(path: Path) -> Any:
+    """A file in onnxruntime, on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / "generator.onnx", providers=["CPUExecutionProvider"])
-    notes = session.get_modelmeta().custom_metadata_map
-    latents, *others = session.get_inputs()
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def generator(*tensors: Tensor) -> Tensor:
-        named = {one.name: tensor.numpy() for one, tensor in zip([latents, *others], tensors, strict=True)}
+
+def in_onnxruntime(session: Any) -> Function:
+    """A session of onnxruntime, from INPUTS to "samples", as a function of tensors."""
+
+    def generator(*inputs: Tensor) -> Tensor:
+        named = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=False)}
         return torch.from_numpy(session.run(["samples"], named)[0])
 
-    dtype = torch.float64 if latents.type == "tensor(double)" else torch.float32
-    return LoadedExport(config, generator, dtype, json.loads(notes.get("classes", "null")))
+    return generator
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """That of a network's weights, and so of its latents."""
+    return next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
 
 
 def check_push(repository: str) -> None:

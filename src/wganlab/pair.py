@@ -96,7 +96,7 @@ class Pair(LightningModule):
         """What :meth:`generate` returns, in parts of at most 512 samples."""
         latents = self.latents(n, generator=torch.Generator(self.device).manual_seed(seed))
         labels = self.shown_labels(n, seed=seed) if labels is None else labels.to(self.device)
-        network = self.generator if self.averaging is None else self.averaging.network
+        network = self.shown_network
         for part in (slice(start, start + 512) for start in range(0, n, 512)):
             with torch.no_grad(), evaluation_mode(network):  # both are put back before others are at work
                 fake = self.fake(latents[part], None if labels is None else labels[part], network)
@@ -109,7 +109,7 @@ class Pair(LightningModule):
         They are those of the weights as they are, where running statistics are those of weights as they were (BigGAN,
         Brock et al. 2019, arXiv 1809.11096, section 4.1). Raises ValueError where it has none.
         """
-        network = self.generator if self.averaging is None else self.averaging.network
+        network = self.shown_network
         norms = [layer for layer in network.modules() if isinstance(layer, parallel.BATCH_NORMS)]
         norms = [layer for layer in norms if layer.track_running_stats]
         if not norms:
@@ -122,6 +122,11 @@ class Pair(LightningModule):
             for seed in range(batches):
                 latents = self.latents(size, generator=torch.Generator(self.device).manual_seed(seed))
                 self.fake(latents, self.shown_labels(size, seed=seed), network)
+
+    @property
+    def shown_network(self) -> nn.Module:
+        """The network of :meth:`generate`: the averaged generator where there is one."""
+        return self.generator if self.averaging is None else self.averaging.network
 
     @property
     def shown_weights(self) -> Weights:

@@ -69,7 +69,7 @@ class InvalidValueError(ValueError):
         return f"{self.parameter}={self.value}: {self.allowed}"
 
 
-T = TypeVar("T", bound=type)
+T = TypeVar("T", bound=Callable)
 
 
 class Factory(Protocol):
@@ -113,15 +113,25 @@ def parameters(target: Callable) -> dict[str, Parameter]:
 
 
 def extends(base: type) -> Callable[[T], T]:
-    """Class decorator: ``**options`` of the constructor are the keyword parameters of ``base``, which it passes on."""
+    """Decorator: ``**options`` of a class or a function are the keyword parameters of ``base``, which it passes on.
+
+    Defaults of a base of FOREIGN are none that a config could record.
+    """
 
     def extend(target: T) -> T:
         own, inherited = inspect.signature(target).parameters, inspect.signature(base).parameters
         merged = {name: one for name, one in own.items() if one.kind != one.VAR_KEYWORD}
-        merged |= {name: one for name, one in inherited.items() if name not in merged}
+        foreign = base.__module__.startswith(FOREIGN)
+        merged |= {
+            name: one.replace(default=object()) if foreign else one
+            for name, one in inherited.items()
+            if name not in merged
+        }
         target.__signature__ = inspect.Signature([*merged.values()])  # type: ignore[attr-defined]
+        if not inspect.isclass(target):
+            return target
         hints = get_type_hints(base.__init__, include_extras=True)  # type: ignore[misc]
-        target.__init__.__annotations__ = hints | target.__init__.__annotations__  # type: ignore[misc]
+        target.__init__.__annotations__ = hints | target.__init__.__annotations__
         return target
 
     return extend

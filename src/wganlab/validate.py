@@ -100,12 +100,11 @@ def validate(config: DictConfig, *, here: bool = True) -> None:
     source = construct(config, "dataset")
     check_size(config, source)
     with naming(config, "accelerator"):
+        check_flags(config.accelerator)
         devices = environment.devices(config.accelerator.get("devices", 1))
     if config.batch_size % devices:
         allowed = f"must be a multiple of the {devices} devices that share it"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")
-    with naming(config, "accelerator"):
-        check_flags(config.accelerator)
     if here:
         with naming(config, "accelerator"):
             asked = {"accelerator": "auto", "precision": "32-true", "devices": 1}  # of a trainer without such keys

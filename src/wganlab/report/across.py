@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from wganlab.files import write_text
 from wganlab.metrics import METRICS, metric_of
+from wganlab.report.compare import to_csv
 from wganlab.report.figures import STYLE, as_text, colours, svg
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run, Status, final_and_best
@@ -25,8 +26,6 @@ from wganlab.statistics import ALPHA
 
 #: Resamples of the seeds.
 RESAMPLES = 2000
-#: The columns of scores.csv that are no scores.
-KEYS = ("arm", "seed", "state")
 
 #: Arm -> the score of each seed, signed so that lower is better; infinite of a run that diverged.
 Scores = Mapping[str, np.ndarray]
@@ -44,22 +43,18 @@ class Improvement(NamedTuple):
 
 def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
     """The scores of every run after its last step, a row each: what verdicts and summaries are made of."""
-    columns = [name for name, metric in METRICS.items() if metric.protocol]
-    rows = []
+    found = []
     for run, arm in zip(runs, arms, strict=True):
         if run.diverged or run.state == Status.COMPLETED:
-            final = final_and_best(run.rows)["final"]
-            state = "diverged" if run.diverged else "completed"
-            rows.append([arm, run.config.get("seed"), state, *(final.get(name) for name in columns)])
-    kept = [i for i in range(len(KEYS) + len(columns)) if i < len(KEYS) or any(row[i] is not None for row in rows)]
-    head = [*KEYS, *columns]
-    text = [[head[i] for i in kept], *([number(row[i]) for i in kept] for row in sorted(rows, key=str))]
-    return "\n".join(map(",".join, text)) + "\n"
-
-
-def number(cell: object) -> str:
-    """A cell as text: six digits of a number."""
-    return "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+            keys = {"arm": arm, "seed": run.config.get("seed"), "state": "diverged" if run.diverged else "completed"}
+            found.append((keys, final_and_best(run.rows)["final"]))
+    scored = [name for name, metric in METRICS.items() if metric.protocol and any(name in final for _, final in found)]
+    return to_csv(
+        [
+            keys | {name: f"{final[name]:.6g}" if name in final else "" for name in scored}
+            for keys, final in sorted(found, key=lambda row: [str(value) for value in row[0].values()])
+        ]
+    )
 
 
 def read_scores(folder: Path, metric: str) -> Scores:

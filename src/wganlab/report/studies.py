@@ -31,20 +31,23 @@ def index(folders: Mapping[str, Path] | None = None) -> str:
     lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
     for name, folder in folders.items():
         question = read_study(folder).question
-        path = folder / "verdicts.json"
-        found = json.loads(path.read_text()) if path.is_file() else None
+        found = recorded(folder)
         cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", over_all(folders), ""])
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the verdicts.json beside a study holds; empty where there is none."""
+    path = folder / "verdicts.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def take_home(folders: Mapping[str, Path]) -> str:
     """The claims of all studies that are headlines, each with its verdict and a link to it, as a list in Markdown."""
     lines: list[str] = []
     for name, folder in folders.items():
-        path = folder / "verdicts.json"
-        records = json.loads(path.read_text())["claims"] if path.is_file() else []
-        found = {record["claim"]: record for record in records}
+        found = {record["claim"]: record for record in recorded(folder).get("claims", [])}
         for claim in claims_of(folder, read_study(folder)):
             if claim.headline and claim.says in found:
                 record = found[claim.says]
@@ -57,8 +60,7 @@ def take_home(folders: Mapping[str, Path]) -> str:
 
 def over_all(folders: Mapping[str, Path]) -> str:
     """How many claims of all studies are decided, and how many of them if all were the claims of one study."""
-    paths = [folder / "verdicts.json" for folder in folders.values()]
-    claims = [claim for path in paths if path.is_file() for claim in json.loads(path.read_text())["claims"]]
+    claims = [claim for folder in folders.values() for claim in recorded(folder).get("claims", [])]
     decided = [claim for claim in claims if claim["verdict"] not in (UNDECIDED, PROVISIONAL)]
     still = [claim for claim in decided if max(claim["p"].values()) < level(len(claims))]
     n = len(claims)
@@ -124,13 +126,14 @@ def across(names: Sequence[str]) -> list[Path]:
     their first claim. Raises ConfigError where a study has no score, or too few arms in common with the others.
     """
     scores: dict[str, Scores] = {}
-    for name in names:
-        folder, study = find_study(name), read_study(find_study(name))
+    folders = {name: find_study(name) for name in names}
+    for name, folder in folders.items():
+        study = read_study(folder)
         if not (study.tune or study.claims):
             raise ConfigError(name, ": has neither a search nor claims, and so no score to compare by")
         metric = study.tune.score if study.tune else study.claims[0]["metric"]
         scores[f"{name} ({metric})"] = read_scores(folder, metric)
-    return write_summary(scores, find_study(names[0]).resolve().parent)
+    return write_summary(scores, folders[names[0]].resolve().parent)
 
 
 def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:

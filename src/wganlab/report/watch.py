@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wganlab.runs import Run, Status, find_runs
+from wganlab.runs import Run, Status, find_runs, read_metrics
 from wganlab.schema import ConfigError
 
 #: Seconds between looks at the runs, and at least between two pages, each of which costs some seconds of a core.
@@ -37,10 +37,15 @@ def those_with_rows(paths: Sequence[str]) -> list[Run]:
     found: list[Run] = []
     for path in paths:
         try:
-            found += [run for run in find_runs([path]) if (run.folder / "metrics.csv").is_file() and run.rows]
+            found += [run for run in find_runs([path]) if has_rows(run.folder / "metrics.csv")]
         except ConfigError:  # not yet there
             continue
     return found
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a metrics.csv has a row, of which only the first is read: this is asked every second."""
+    return path.is_file() and any(row is not None for row in read_metrics(path))
 
 
 def more_to_come(paths: Sequence[str], runs: Sequence[Run]) -> bool:
