@@ -121,6 +121,29 @@ def test_runs_that_diverge_are_outcomes(tmp_path: Path) -> None:
     assert few.p_values["binomial"]["holds"] == pytest.approx(9 / 256)
 
 
+def test_shares_of_runs_that_reach_a_score(tmp_path: Path) -> None:
+    """An FID of 11 is reached by five runs of A at the end, by all at their best, and by B's best in all but three."""
+    runs(tmp_path, {"a": A, "b": B})
+    share = {**CLAIM, "below": None, "above": 0, "reaches": 11}
+    final, best, alone = verdicts(
+        find_runs([tmp_path]),
+        share,
+        share | {"at": "best", "reaches": 10.5},
+        share | {"versus": None, "at": "best", "above": 0.5},
+    )
+    assert [*final.values.values()] == [1, 1, 0, 1, 0, 1, 0, 1]
+    assert final.p_values == {"sign flips": {"holds": 2**-5, "does not hold": 1.0}}, "McNemar: five of five that differ"
+    assert final.claim.number == "share of runs with Fréchet distance of features (FID) of 11 or better: a − b"
+    assert [*best.values.values()] == [0, 1, 1, 0, 1, 0, 1, 0]
+    assert alone.summary[0] == 1
+    assert alone.p_values["binomial"]["holds"] == 2**-8
+    (tmp_path / "arms=a,seed=0" / "status.json").write_text(
+        json.dumps({"state": "failed", "error": "FloatingPointError: critic/loss is nan at step 3"})
+    )
+    (lost,) = verdicts(find_runs([tmp_path]), share | {"diverged": "worst"})
+    assert lost.values["0"] == 0, "neither reaches it"
+
+
 def test_where_narrows_and_other_sweeps_are_averaged(tmp_path: Path) -> None:
     for dataset, value in (("mnist", 1.0), ("digits", 3.0)):
         for seed in (0, 1):
@@ -162,6 +185,8 @@ def test_seeds_that_are_added_are_a_second_stage(tmp_path: Path) -> None:
         ({"metrik": "x"}, "claims[0].metrik: unknown key"),
         ({"metric": "mine", "at": "best"}, "claims[0]: at=best needs a metric with a best value; mine has only"),
         ({"metric": "critic/penalty", "diverged": "worst"}, "claims[0]: diverged=worst needs a metric with a worst"),
+        ({"reaches": 3, "ratio": True}, "claims[0]: reaches needs a final or best value that has a direction, and no"),
+        ({"reaches": 3, "metric": "critic/penalty"}, "claims[0]: reaches needs a final or best value"),
         ({"matters": 0}, "claims[0].matters=0: must be a number > 0"),
     ],
 )
@@ -280,6 +305,7 @@ def test_claims_may_take_runs_as_if_they_had_ended_earlier(tmp_path: Path) -> No
         ({"until": {"step": 20}}, [(5 + 3.5) / 2, (6 + 3.5) / 2, 7]),
         ({"until": {"step": 29}}, [(5 + 3.5) / 2, (6 + 3.5) / 2, 7]),
         ({"until": {"step": 20}, "at": "mean"}, [(12.5 + 8.75) / 2, (15 + 8.75) / 2, 17.5]),
+        ({"until": {"seconds": 25}}, [(5 + 3.5) / 2, (6 + 3.5) / 2, 7]),
         ({"until": {"step": 31}}, []),
     ):
         (claim,) = read_claims([base | changes], ["a"], "study.yaml")

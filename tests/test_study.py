@@ -155,6 +155,7 @@ def test_a_study_runs_and_reports(tmp_path: Path) -> None:
     # dataset.n is a key of what the arms choose, not of the default data set
     few = [
         "arms=w1_penalty,js_minimax",
+        "seed=0",
         *TINY,
         "logger=csv",
         "callbacks.evaluation.n=32",

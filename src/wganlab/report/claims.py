@@ -25,7 +25,8 @@ class Claim:
 
     The number is ``metric`` of ``arm``: after the last step, at its best, the gap between these two (collapse), or its
     mean over the run, or over one ``epoch`` of it. ``until`` takes a run as if it had ended there, at a number of
-    steps, epochs or images; runs that are still being made longer count, too. With ``versus`` it is the difference to
+    steps, epochs, images or seconds; runs that are still being made longer count, too. With ``reaches`` it is 1 for a
+    run that is at least as good, else 0, and the claim is about shares of runs. With ``versus`` it is the difference to
     another arm with the same seed, with ``versus_epoch`` to another epoch, or with ``ratio`` the logarithm (base 10) of
     their ratio. With ``tracks`` it is instead the rank correlation of ``metric`` with another one over the run. Where a
     study sweeps over more than arms and seeds, the number is the mean over the other keys; ``where`` restricts the runs
@@ -47,7 +48,8 @@ class Claim:
         arm: str,
         at: At = "final",
         epoch: PositiveInt | None = None,
-        until: Mapping[Literal["step", "epoch", "images_seen"], PositiveInt] | None = None,
+        until: Mapping[Literal["step", "epoch", "images_seen", "seconds"], PositiveInt] | None = None,
+        reaches: Number | None = None,
         versus: str | None = None,
         versus_epoch: PositiveInt | None = None,
         ratio: bool = False,
@@ -62,7 +64,7 @@ class Claim:
         self.says, self.source, self.metric, self.arm, self.at = says, source, metric, arm, at
         self.versus, self.ratio, self.tracks, self.where = versus, ratio, tracks, dict(where or {})
         self.epoch, self.versus_epoch, self.diverged, self.matters = epoch, versus_epoch, diverged, matters
-        self.until, self.headline = dict(until or {}), headline
+        self.until, self.headline, self.reaches = dict(until or {}), headline, reaches
         if versus_epoch is not None and epoch is None:
             raise ValueError("versus_epoch needs epoch")
         if epoch is not None and (tracks or at != "final"):
@@ -74,6 +76,8 @@ class Claim:
         directed = metric_of(metric).direction is not None
         if not directed and at in ("best", "gap") and not tracks:
             raise ValueError(f"at={at} needs a metric with a best value; {metric} has only final and mean")
+        if reaches is not None and (not directed or tracks or ratio or epoch is not None or at in ("gap", "mean")):
+            raise ValueError("reaches needs a final or best value that has a direction, and no ratio")
         if diverged and (tracks or not directed):
             raise ValueError(f"diverged={diverged} needs a metric with a worst value; {tracks or metric} has none")
         if not self.low < self.high:
@@ -85,17 +89,20 @@ class Claim:
         return bool(self.versus or self.versus_epoch)
 
     @property
+    def of_shares(self) -> bool:
+        """Whether the number of a run is 0 or 1."""
+        return self.metric == DIVERGED or self.reaches is not None
+
+    @property
     def tests(self) -> dict[str, Test]:
         """The tests that must agree, by name."""
-        if self.metric == DIVERGED and not self.paired:
-            return {"binomial": share_test}
+        if self.of_shares:
+            return {"sign flips": sign_flip_test} if self.paired else {"binomial": share_test}
         if not self.paired:
             return {"signs": sign_test}
         if self.diverged:
             return {"ranks": signed_rank_test}
-        return (
-            {"sign flips": sign_flip_test} if self.metric == DIVERGED else {"sign flips": sign_flip_test, "t": t_test}
-        )
+        return {"sign flips": sign_flip_test, "t": t_test}
 
     @property
     def number(self) -> str:
@@ -105,6 +112,8 @@ class Claim:
             measured = f"rank correlation of {title} with {metric_of(self.tracks).title}"
         else:
             measured = {"final": "", "best": "best ", "gap": "last less best ", "mean": "mean "}[self.at] + title
+        if self.reaches is not None:
+            measured = f"share of runs with {measured} of {self.reaches:g} or better"
         of, other = (f" in epoch {epoch}" if epoch else "" for epoch in (self.epoch, self.versus_epoch or self.epoch))
         arms = self.arm + of
         if self.versus or self.versus_epoch:
@@ -142,7 +151,7 @@ class Claim:
         for run in self.of_arm(runs, arm):
             value = self.of_run(run) if epoch is None else mean_over_epoch(run.rows, self.metric, epoch)
             if run.diverged and self.diverged:
-                value = metric_of(self.metric).sign * math.inf
+                value = metric_of(self.metric).sign * math.inf if self.reaches is None else 0.0
             if value is not None and not math.isnan(value):
                 found.setdefault(str(run.config.get("seed")), []).append(value)
         return {seed: fmean(values) for seed, values in found.items()}
@@ -161,6 +170,14 @@ class Claim:
 
     def of_run(self, run: Run) -> float | None:
         """The number of one run; None where it was not measured, or the run is not complete."""
+        value = self.value_of(run)
+        if self.reaches is None or value is None:
+            return value
+        sign = metric_of(self.metric).sign
+        return float(sign * value <= sign * self.reaches)
+
+    def value_of(self, run: Run) -> float | None:
+        """The value that a run reached, or None."""
         if self.metric == DIVERGED:
             return float(run.diverged) if run.diverged or run.state == Status.COMPLETED else None
         made = run.rows

@@ -137,7 +137,7 @@ class Verdict:
     def summary(self) -> tuple[float, float, float]:
         """Centre over the seeds, and its interval at the level of the tests."""
         values, wide = list(self.values.values()), 1 - 2 * self.alpha
-        by_mean = "t" in self.claim.tests or self.claim.metric == DIVERGED
+        by_mean = "t" in self.claim.tests or self.claim.of_shares
         return (interval if by_mean else median_interval)(values, level=wide)
 
     @property
