@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself when it is missing or older than pyproject.toml, with the newest versions that
 # this allows; CONSTRAINTS=constraints.txt takes those that are known to work together.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs bench bench-peer bench-scaling readme study clean
+.PHONY: help demo test test-all lint docs bench bench-peer bench-scaling readme study lessons clean
 
 VENV   := .venv
 PYTHON := $(or $(PYTHON),$(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -51,6 +51,10 @@ docs: $(VENV)/.docs  ## build the documentation as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open it in a browser: file://$(CURDIR)/site/index.html"
 
+lessons: $(VENV)/.lessons  ## run the six lessons, as pages in outputs/lessons (seven minutes); open lessons/*.ipynb to take them
+	@$(BIN)/jupyter nbconvert --log-level ERROR --KernelManager.transport=ipc --to html --execute --output-dir outputs/lessons $(or $(LESSON),lessons/*.ipynb)
+	@ls outputs/lessons/*.html | sed 's|^|open it in a browser: file://$(CURDIR)/|'
+
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist site
 
@@ -63,6 +67,9 @@ $(VENV)/.dev: pyproject.toml
 
 $(VENV)/.docs: pyproject.toml
 	$(call install,.[docs])
+
+$(VENV)/.lessons: pyproject.toml
+	$(call install,.[lessons])
 
 define install
 	@test -n "$(PYTHON)" || { echo "wganlab needs Python 3.11 to 3.13; name one with make PYTHON=/path/to/python" >&2; exit 1; }

@@ -18,6 +18,8 @@ SHOWN = (
     "experiments/**/*.png",
     "benchmarks/**/*.md",
     "benchmarks/**/*.svg",
+    "lessons/*.md",
+    "lessons/*.ipynb",
 )
 
 
