@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import TINY, begin, in_process, wganlab
 from wganlab.callbacks.history import History
-from wganlab.report import figures
+from wganlab.report import explore, figures
 from wganlab.report.compare import arms, differing_keys, results
 from wganlab.report.networks import samples_by_epoch
 from wganlab.report.page import write_report
@@ -350,12 +350,13 @@ def browse(page: Path, script: str, width: int, tmp_path: Path) -> dict:
     """Open a page from file:// in Chromium, run a script in it, and return the object that it evaluates to."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium (Debian's package chromium)")
-    probe = f"<pre id=probe></pre><script>probe.textContent = JSON.stringify((() => {{ {script} }})())</script></body>"
+    run = f"(async () => {{ {script} }})().then((seen) => {{ probe.textContent = JSON.stringify(seen); }})"
+    probe = f"<pre id=probe></pre><script>{run}</script></body>"
     copy = tmp_path / "page.html"
     copy.write_text(page.read_text().replace("</body>", probe))
     command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
     done = subprocess.run(
-        [*command, "--virtual-time-budget=3000", "--dump-dom", copy.as_uri()],
+        [*command, "--virtual-time-budget=10000", "--dump-dom", copy.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
@@ -428,6 +429,92 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert len(seen["figures"]) == 11 + 3, "eleven learning curves and three histograms"
     assert min(seen["figures"]) > 100
     assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
+
+
+def sweep_of(folder: Path, settings: list[dict], scores: list[list[float]]) -> list[Run]:
+    """Runs with these settings and seeds, as of a sweep; each had its FID at steps 10, 20, ... and of its scores."""
+    for number, (config, values) in enumerate(zip(settings, scores, strict=True)):
+        rows = "".join(f"{10 * (i + 1)},{i + 1}.5,{value}\n" for i, value in enumerate(values))
+        overrides = [f"{key}={value}" for key, value in config.items()]
+        make_run(folder / str(number), {"seed": 0} | config, overrides, f"step,seconds,eval/fid\n{rows}")
+    return find_runs([folder])
+
+
+#: Waits in a page until the curves are drawn.
+DRAWN = 'while (!document.querySelector("#chart .legend")) await new Promise((done) => setTimeout(done, 50));'
+
+
+def test_curves_can_be_explored(tmp_path: Path) -> None:
+    """Arm a has three seeds, of mean 4 and 2, arm b one: a band and two lines; then every run."""
+    settings = [{"lr": "a", "seed": seed} for seed in (0, 1, 2)] + [{"lr": "b", "seed": 0}]
+    runs = sweep_of(tmp_path / "runs", settings, [[3, 1], [4, 2], [5, 3], [8, 9]])
+    write_report(runs, tmp_path)
+    seen = browse(
+        tmp_path / "index.html",
+        DRAWN
+        + """
+        const control = (name) => document.querySelector(`#explore [name=${name}]`);
+        const set = (name, property, value) => {
+          control(name)[property] = value;
+          control(name).dispatchEvent(new Event("input", {bubbles: true}));
+        };
+        const lines = () => chart.data.map(({name, x, y, fill}) => ({name, x, y, fill: Boolean(fill)}));
+        const still = getComputedStyle(document.querySelector("figure.replaced")).display;
+        const means = lines(), names = [...chart.querySelectorAll(".legendtext")].map((text) => text.textContent);
+        set("every", "checked", true);
+        set("x", "value", "seconds");
+        const runs = lines();
+        set("smooth", "value", "0.5");
+        const smoothed = lines();
+        set("log", "checked", true);
+        const {type: axis, title: {text: title}} = chart.layout.yaxis;
+        return {means, names, runs, smoothed, axis, title, still};
+        """,
+        900,
+        tmp_path,
+    )
+    band, mean, other = seen["means"]
+    assert (band["fill"], mean["x"], mean["y"], other["y"]) == (True, [10, 20], [4, 2], [8, 9])
+    half = 4.302653 / 3**0.5  # of the 95% interval of three values with standard deviation 1
+    assert band["y"] == pytest.approx([4 - half, 2 - half, 2 + half, 4 + half], rel=1e-4)
+    assert seen["names"] == ["lr=a", "lr=b"]
+    assert [line["y"] for line in seen["runs"]] == [[3, 1], [4, 2], [5, 3], [8, 9]]
+    assert all(line["x"] == [1.5, 2.5] for line in seen["runs"])
+    assert seen["smoothed"][3]["y"] == pytest.approx([8, (0.25 * 8 + 0.5 * 9) / 0.75])
+    assert (seen["axis"], seen["title"]) == ("log", "Fréchet distance of features (FID)")
+    assert seen["still"] == "none", "the figure for print is not seen beside it"
+
+
+def test_a_sweep_over_many_keys_has_parallel_coordinates(tmp_path: Path) -> None:
+    settings = [{"lr": 10.0**-n, "n": n % 3, "norm": ["layer", "none"][n % 2], "trial": n} for n in range(8)]
+    runs = sweep_of(tmp_path / "runs", settings, [[float(n)] for n in range(8)])
+    write_report(runs, tmp_path)
+    seen = browse(
+        tmp_path / "index.html",
+        DRAWN + "return sweep.data[0].dimensions.map(({label, values, ticktext}) => ({label, values, ticktext}));",
+        900,
+        tmp_path,
+    )
+    by_label = {dimension["label"]: dimension for dimension in seen}
+    assert [*by_label] == ["log10 lr", "n", "norm", "FID"]
+    assert by_label["log10 lr"]["values"] == pytest.approx([-n for n in range(8)])
+    assert (by_label["norm"]["values"], by_label["norm"]["ticktext"]) == ([0, 1] * 4, ["layer", "none"])
+    assert by_label["FID"]["values"] == [*range(8)]
+    assert explore.parallel_coordinates(runs[:7], "eval/fid") is None, "too few runs"
+
+
+def test_a_sweep_over_two_numbers_has_a_heat_map(tmp_path: Path) -> None:
+    """Of a grid each cell is the mean over seeds; random settings are dots on logarithmic axes."""
+    settings = [{"lr": lr, "n": n, "seed": seed} for lr in (1, 20) for n in (1, 5) for seed in (0, 1)]
+    grid = sweep_of(tmp_path / "grid", settings, [[value] for value in (1.0, 3.0, 4.0, 4.0, 5.0, 7.0, 0.0, 16.0)])
+    figure = figures.heat_map("eval/fid", grid)
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].texts] == ["2", "6", "4", "8"], "rows are n, columns lr"
+    drawn = [{"lr": 10.0**n, "n": 3.0 + n} for n in range(5)]
+    dots = figures.heat_map("eval/fid", sweep_of(tmp_path / "dots", drawn, [[float(n)] for n in range(5)]))
+    assert dots is not None
+    assert (dots.axes[0].get_xscale(), dots.axes[0].get_yscale()) == ("log", "linear")
+    assert figures.heat_map("eval/fid", grid[:4]) is None, "one number varies"
 
 
 @pytest.mark.parametrize("width", [360, 500, 1200])

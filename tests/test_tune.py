@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY, config, wganlab
 from tests.test_report import make_run
@@ -27,7 +28,9 @@ def test_trials_draw_from_their_range_and_from_nothing_else() -> None:
     settings = config(f"loss.optimizer.lr={RANGE}", "loss.n_critic=${choice:3,4}", "trial=3")
     assert settings.loss.optimizer.lr == pytest.approx(10 ** (-6 + 5 * drawn[3]), rel=1e-5)
     assert settings.loss.optimizer.generator.lr == settings.loss.optimizer.lr
-    assert settings.loss.n_critic in (3, 4)
+    validate(settings)
+    kept = yaml.safe_load(OmegaConf.to_yaml(settings))
+    assert kept["loss"]["n_critic"] in (3, 4), "the draw stands in the config of the run, not the range"
 
 
 @pytest.mark.parametrize(

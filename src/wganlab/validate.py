@@ -30,6 +30,7 @@ from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
 from wganlab.data.stream import Batch, Reshuffle
 from wganlab.metrics.extractors import Extractor
+from wganlab.ranges import ranges_in
 from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
 from wganlab.schema import (
@@ -153,14 +154,15 @@ def complete(config: DictConfig) -> None:
         while not isinstance(behind, ConfigError | None):  # of a resolver of ours
             behind = behind.__cause__ or behind.__context__
         raise behind or ConfigError("", " ".join(str(error).split())) from error
-    raw = OmegaConf.to_container(without_hydra(config), resolve=False)
+    raw: dict[str, Any] = OmegaConf.to_container(without_hydra(config), resolve=False)  # type: ignore[assignment]
     try:
         check_targets(RunConfig, plain, "")
         changes = check_call(RunConfig, plain, "")
     except ConfigError as error:
         raise ConfigError(source_key(raw, error.key), error.message) from None
+    drawn = {key: OmegaConf.select(config, key) for key in ranges_in(raw)}  # what a run is made with, it keeps
     with open_dict(config):
-        for key, value in changes.items():
+        for key, value in (drawn | changes).items():
             if is_written(raw, key.rpartition(".")[0]):
                 OmegaConf.update(config, source_key(raw, key), value, force_add=True)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -118,6 +119,32 @@ def drawn_columns(runs: Sequence[Run]) -> list[str]:
     place = {key: known.index(key) if key in known else len(known) for key in found}
     columns = [key for key in found if key not in NO_CURVES]
     return sorted(columns, key=lambda key: (key not in known, metric_of(key).protocol is None, place[key]))
+
+
+def main_column(columns: Sequence[str]) -> str:
+    """The column that a page shows first; empty where there is none."""
+    return next((name for name in ("eval/fid", "eval/emd", *columns) if name in columns), "")
+
+
+def swept(runs: Sequence[Run]) -> dict[str, list[float] | list[str]]:
+    """Config key -> its value in each run of a sweep, as numbers where all are; empty for a study, which has arms."""
+    if any("arms" in run.overrides for run in runs):
+        return {}
+    return {key: numbers(values) for key, values in differing_keys(runs).items() if key != "trial"}
+
+
+def numbers(values: Sequence[str]) -> list[float] | list[str]:
+    """The values as finite numbers, where all of them are; else as they are."""
+    try:
+        found = [float(value) for value in values]
+    except ValueError:
+        return list(values)
+    return found if all(map(math.isfinite, found)) else list(values)
+
+
+def last_scores(runs: Sequence[Run], metric: str) -> list[float]:
+    """The last value of a metric in each run; not a number where it has none."""
+    return [next((row[metric] for row in reversed(run.rows) if metric in row), math.nan) for run in runs]
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wganlab.metrics import METRICS, metric_of
-from wganlab.report.compare import drawn_columns
+from wganlab.report.compare import drawn_columns, last_scores, swept
 from wganlab.runs import Run, final_and_best
 from wganlab.statistics import interval
 
@@ -172,6 +172,48 @@ def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure 
         axes.set_yticks(range(len(values)), list(values))
         axes.invert_yaxis()
         axes.set_title(f"{metric_of(metric).short_title}: every run, and means", fontsize=10, loc="left")
+    return figure
+
+
+def heat_map(metric: str, runs: Sequence[Run]) -> Figure | None:
+    """The last value of a metric over the two numbers that a sweep varies; None of other sweeps.
+
+    A grid is drawn as one, with the mean over seeds in each cell; random settings as dots. Axes are logarithmic where
+    their numbers are positive and differ tenfold.
+    """
+    keys = swept(runs)
+    if len(keys) != 2 or any(isinstance(value, str) for values in keys.values() for value in values):
+        return None
+    (across, x), (up, y) = keys.items()
+    found: dict[tuple[Any, Any], list[float]] = {}
+    for place, score in zip(zip(x, y, strict=True), last_scores(runs, metric), strict=True):
+        found.setdefault(place, []).append(score)
+    columns, rows = sorted({*x}), sorted({*y})
+    means = np.array([[np.mean(found.get((column, row), [np.nan])) for column in columns] for row in rows])
+    if min(len(columns), len(rows)) < 2 or np.isfinite(means).sum() < 4:
+        return None
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.add_subplot(xlabel=across, ylabel=up)
+        if np.isfinite(means).mean() > 0.5:
+            shown: Any = axes.pcolormesh(means, cmap="viridis")
+            for (row, column), mean in np.ndenumerate(means):
+                if np.isfinite(mean):
+                    dark = shown.norm(mean) < 0.6
+                    axes.text(
+                        column + 0.5, row + 0.5, f"{mean:.3g}", ha="center", va="center", color="w" if dark else "k"
+                    )
+            axes.set_xticks(np.arange(len(columns)) + 0.5, [f"{value:g}" for value in columns])
+            axes.set_yticks(np.arange(len(rows)) + 0.5, [f"{value:g}" for value in rows])
+        else:
+            place_x, place_y = np.array([*found], dtype=float).T
+            scores = [np.mean(values) for values in found.values()]
+            shown = axes.scatter(place_x, place_y, c=scores, cmap="viridis", s=60)
+            for values, scale in ((columns, axes.set_xscale), (rows, axes.set_yscale)):
+                if values[0] > 0 and values[-1] > 10 * values[0]:
+                    scale("log")
+        figure.colorbar(shown)
+        axes.set_title(title(metric), fontsize=10, loc="left")
     return figure
 
 

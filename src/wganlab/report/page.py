@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 
 from wganlab.files import write_json, write_text
-from wganlab.report import figures, forest, networks, tuning
-from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, results, to_csv
+from wganlab.report import explore, figures, forest, networks, tuning
+from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, main_column, results, to_csv
 from wganlab.report.tables import REAL, cell, columns_of, real_row
 from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
 from wganlab.runs import Run, read_archive
@@ -47,6 +47,7 @@ def template() -> jinja2.Template:
     loader = jinja2.PackageLoader("wganlab.report", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = cell
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # and in the order that it is given
     return environment.get_template("page.html.jinja")
 
 
@@ -90,6 +91,8 @@ def render(
         differing={key: [values[names.index(arm)] for arm in colours] for key, values in differing_keys(runs).items()},
         forest=figures.svg(forest.figure(verdicts)) if verdicts else "",
         curves=curves(runs, names, searched),
+        explored=explore.content(runs, names, colours),
+        plotly=explore.library(),
         panels=panels,
         steps=sorted({step for run in shown.values() for step in run.samples}),
         samples_json=json.dumps([panel["samples"] for panel in panels]).replace("</", "<\\/"),
@@ -105,8 +108,9 @@ FOLDED = {"Other scores": "eval/", "The critic": "critic/", "The generator, and 
 def curves(runs: Sequence[Run], names: Sequence[str], searched: Sequence[Run]) -> dict[str, list[str]]:
     """The figures of a page by kind, as SVG: under "" those of the main score, which are seen at first."""
     drawn, every, tuned = figures.curves(runs, names), figures.headlines(runs, names), tuning.figure(searched or runs)
-    main = next((name for name in ("eval/fid", "eval/emd", *drawn) if name in drawn), "")
-    found = {"": [of.pop(main) for of in (drawn, every) if main in of] + ([tuned] if tuned else [])}
+    main = main_column([*drawn])
+    others = [figure for figure in (figures.heat_map(main, runs), tuned) if figure]
+    found = {"": [of.pop(main) for of in (drawn, every) if main in of] + others}
     for kind, beginning in FOLDED.items():
         chosen = [name for name in drawn if name.startswith(beginning)]
         found[kind] = [drawn.pop(name) for name in chosen] + (list(every.values()) if beginning == "eval/" else [])
