@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from wganlab import loggers
 from wganlab.report.claims import read_claims
 from wganlab.report.studies import log_verdicts
 from wganlab.report.verdicts import decide
-from wganlab.runs import Run
+from wganlab.runs import Run, find_runs
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "wandb_sweep.yaml"
 
@@ -81,6 +82,19 @@ def test_history_has_grids_and_histograms(run_of: Callable[[str], Path]) -> None
     assert [step for step, item in logged.items() if weights + "values" in item] == [6, 12]
     assert sum(logged[12][weights + "values"]) == 784 * 512
     assert max(map(abs, logged[12][weights + "bins"])) == pytest.approx(0.01)
+
+
+def test_a_table_shows_grids_beside_their_scores(run_of: Callable[[str], Path]) -> None:
+    run = run_of("wgan_clip")
+    table = loggers.samples_table(run)
+    assert table is not None
+    by_step = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.data}
+    assert list(by_step) == [0, 6, 12]
+    scores = {int(row["step"]): float(row["eval/emd"]) for row in rows(run) if row["eval/emd"]}
+    assert by_step[0]["eval/emd"] is None
+    for step in (6, 12):
+        assert by_step[step]["eval/emd"] == pytest.approx(scores[step])
+        assert by_step[step]["samples"]._path == str(run / "samples" / f"step_{step:08d}.png")
 
 
 @pytest.mark.parametrize("loss", ["gan", "wgan_clip", "wgan_gp"])
@@ -168,7 +182,10 @@ def test_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
-    found = synthetic_runs(tmp_path / "study", {"a": A, "b": B})
+    for run in synthetic_runs(tmp_path / "study", {"a": A, "b": B}):
+        identity = {"wandb_id": f"id-of-{run.overrides['arms']}-{run.config['seed']}"}
+        (run.folder / "status.json").write_text(json.dumps(run.status | identity))
+    found = find_runs([tmp_path / "study"])
     verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found, [*"01234567"])
     log_verdicts(tmp_path / "study", found, verdicts)
     text = inspect(tmp_path / "study") + inspect(tmp_path / "study", "--summary")
@@ -176,8 +193,28 @@ def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch:
     assert "A is better than B" in text
     assert "holds" in text
     assert "eval/fid" in text, "the curve"
-    (table,) = (tmp_path / "study").glob("wandb/offline-run-*/files/media/table/verdicts*.json")
+    tables = tmp_path / "study" / "wandb"
+    (table,) = tables.glob("offline-run-*/files/media/table/verdicts*.json")
     assert json.loads(table.read_text())["data"][0][-1] == "holds"
+    (table,) = tables.glob("offline-run-*/files/media/table/runs*.json")
+    members = json.loads(table.read_text())["data"]
+    assert len(members) == 16
+    assert ["id-of-b-3", "b", "3"] in members
+
+
+def test_the_page_of_a_study_is_an_artifact_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run that takes itself for online hands to W&B, read back from its records."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "index.html").write_text("<h1>a page</h1>")
+    logger = loggers.WandbLogger(save_dir=str(tmp_path))
+    assert logger.start(config={}, id="abc")
+    logger.mode = "online"
+    logger.upload_page(tmp_path / "index.html", ["a run without a model"])
+    logger.finish(None, 0)
+    (artifact,) = [json.loads(line)["artifact"] for line in inspect(tmp_path).splitlines() if '"artifact"' in line[:99]]
+    assert (artifact["name"], artifact["type"]) == ("page-abc", "page")
+    assert [entry["path"] for entry in artifact["manifest"]["contents"]] == ["index.html"]
 
 
 def test_all_that_names_a_run_reaches_it(tmp_path: Path) -> None:
@@ -263,7 +300,7 @@ def test_artifacts_are_checkpoints_and_the_last_grid(run_of: Callable[[str], Pat
     assert not loggers.artifacts_of(tmp_path, "abc", run.summary)
 
 
-@pytest.mark.parametrize(("mode", "wanted", "made"), [("online", True, 2), ("online", False, 0), ("offline", True, 0)])
+@pytest.mark.parametrize(("mode", "wanted", "made"), [("online", True, 3), ("online", False, 0), ("offline", True, 0)])
 def test_artifacts_are_made_online_only(
     mode: loggers.Mode,
     wanted: bool,
@@ -275,8 +312,8 @@ def test_artifacts_are_made_online_only(
     """What a run that takes itself for online hands to W&B, read back from its records."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("checkpoints", "samples"):
-        (tmp_path / name).symlink_to(run_of("gan") / name)
+    (tmp_path / "checkpoints").symlink_to(run_of("gan") / "checkpoints")
+    shutil.copytree(run_of("gan") / "samples", tmp_path / "samples")
     logger = loggers.WandbLogger(save_dir=str(tmp_path), artifacts=wanted)
     assert logger.start(config={})
     logger.mode = mode

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pytorch_lightning import loggers
 
+from wganlab.metrics import METRICS
+from wganlab.runs import Run
+
 if TYPE_CHECKING:
     import wandb  # whose import takes half a second, which runs without it are spared
 
@@ -104,6 +107,10 @@ def new_id() -> str:
     return (in_agent() and os.environ.get("WANDB_RUN_ID")) or secrets.token_hex(4)
 
 
+#: Rows of a table of samples at most: the last grid, and others at even distances before it.
+GRIDS = 50
+
+
 def shortened(text: str, most: int) -> str:
     """A name as W&B takes it, which refuses longer ones: its beginning, and a hash of the whole."""
     mark = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -120,8 +127,8 @@ class WandbLogger(loggers.WandbLogger):
 
     Online when a key is present, otherwise offline with one line that says how to upload later. Records are
     flushed five times a second, so a killed run keeps its history. With ``artifacts``, a run that completes online
-    uploads those of :func:`artifacts_of`. Offline there are none, and a later ``wandb sync`` uploads what was logged,
-    not the checkpoints of every job of a sweep.
+    uploads those of :func:`artifacts_of`, and :func:`samples_table`. Offline there are none, and a later ``wandb sync``
+    uploads what was logged, not the checkpoints of every job of a sweep.
     """
 
     def __init__(
@@ -199,14 +206,32 @@ class WandbLogger(loggers.WandbLogger):
         self.experiment.log({key: histogram}, step=step, commit=False)
 
     def upload(self, summary: Mapping[str, Any]) -> None:
-        """The artifacts of a completed run, where it is online."""
+        """The artifacts of a completed run, and a table of its grids beside their scores, where it is online."""
         if not self.artifacts or self.mode != "online":
             return
         try:
             for artifact in artifacts_of(Path(self.save_dir or "."), self.experiment.id, summary):
                 self.experiment.log_artifact(artifact)
+            if table := samples_table(Path(self.save_dir or ".")):
+                self.experiment.summary["samples_by_step"] = table
         except Exception as error:  # whatever W&B has against them, the run has completed
             print(f"W&B has no artifacts of this run ({first_line(error)})", flush=True)
+
+    def upload_page(self, page: Path, runs: Sequence[str]) -> None:
+        """A page about runs as an artifact, page-ID, that comes of their models; where this is online."""
+        if self.mode != "online":
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"page-{self.experiment.id}", "page")
+        artifact.add_file(str(page), page.name, policy="immutable", skip_cache=True)
+        try:
+            self.experiment.log_artifact(artifact)
+            for run in runs:
+                with suppress(Exception):  # a run that was offline has no model there
+                    self.experiment.use_artifact(f"model-{run}:latest")
+        except Exception as error:
+            print(f"W&B has no page of this study ({first_line(error)})", flush=True)
 
     def finish(self, summary: Mapping[str, Any] | None, exit_code: int) -> None:
         """End the run: the next job of a multirun must start one of its own."""
@@ -214,6 +239,25 @@ class WandbLogger(loggers.WandbLogger):
             self._experiment.summary.update(dict(summary or {}))
             self._experiment.finish(exit_code=exit_code)
             self._experiment = self.mode = None
+
+
+def samples_table(folder: Path) -> "wandb.Table | None":
+    """A row per grid of a run, :data:`GRIDS` at most: its step, the grid, and the scores of the evaluation before it;
+    None where there are no grids."""
+    import wandb
+
+    run = Run(folder)
+    grids = list(run.samples.items())
+    if not grids:
+        return None
+    scores = [name for name, metric in METRICS.items() if metric.protocol and any(name in row for row in run.rows)]
+    rows = []
+    for step, path in grids[:: -max(1, -(-len(grids) // GRIDS))][::-1]:
+        seen: dict[str, float] = {}
+        for row in run.rows:
+            seen |= row if row["step"] <= step else {}
+        rows.append([step, wandb.Image(str(path)), *(seen.get(name) for name in scores)])
+    return wandb.Table(columns=["step", "samples", *scores], data=rows)
 
 
 def artifacts_of(folder: Path, run_id: str, summary: Mapping[str, Any]) -> "list[wandb.Artifact]":

@@ -137,7 +137,11 @@ def across(names: Sequence[str]) -> list[Path]:
 
 
 def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:
-    """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts"."""
+    """The verdicts of a study and its curves, as one more run of its group in W&B, named "verdicts".
+
+    It names the runs that they are about, by arm, seed and W&B's id. Online it also keeps the page as an artifact, and
+    uses the models of these runs, so that W&B's graph of artifacts leads from each to the verdicts.
+    """
     import wandb
 
     from wganlab.loggers import WandbLogger
@@ -157,6 +161,12 @@ def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) ->
         ]
         for verdict in found
     ]
+    decided = {
+        str(run.status.get("wandb_id")): [arm, str(run.config.get("seed"))]
+        for run, arm in zip(runs, arms(runs), strict=True)
+    }
+    members = wandb.Table(columns=["run", "arm", "seed"], data=[[run, *about] for run, about in decided.items()])
     images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}
-    logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), **images})
+    logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), "runs": members, **images})
+    logger.upload_page(folder / "index.html", [*decided])
     logger.finish({verdict.claim.says: verdict.decision for verdict in found}, 0)
