@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.conftest import config, in_process
-from tests.test_report import browse
+from tests.test_report import DRAWN, browse
 from wganlab.contracts import Networks
 from wganlab.metrics.extractors import Classifier
 from wganlab.report.page import write_report
@@ -260,16 +260,20 @@ def test_nothing_runs_in_the_page_of_a_hostile_folder(run: Path, tmp_path: Path)
         (copy / "metrics.csv").write_text("\n".join(lines))
     write_report(find_runs([folder]), tmp_path / "report")
     page = tmp_path / "report" / "index.html"
-    look = """
+    look = f"""
+    {DRAWN}
     const listens = (element) => [...element.attributes].some((attribute) => attribute.name.startsWith("on"));
-    return {title: document.title, text: document.body.textContent, scripts: document.scripts.length,
-            handlers: [...document.querySelectorAll("*")].filter(listens).length};
+    const legend = [...document.querySelectorAll(".legendtext")].map((text) => text.textContent).join();
+    return {{title: document.title, text: document.body.textContent, legend,
+            scripts: [...document.scripts].filter((script) => !script.type).length,
+            handlers: [...document.querySelectorAll("*")].filter(listens).length}};
     """
     seen = browse(page, look, 1200, tmp_path)
     assert "HACKED" not in seen["title"].replace(SCRIPT, "").replace(names[1], "").replace(names[0], "")
     assert seen["title"].startswith("wganlab: ")
     assert seen["handlers"] == 0
-    assert seen["scripts"] == 2, "the page's own, and that of this test"
+    assert seen["scripts"] == 4, "the page's own two, the plotting library, and that of this test"
+    assert names[1] in seen["legend"], "shown as text"
     assert "document.title='HACKED'" in seen["text"], "shown as text"
 
 

@@ -4,6 +4,9 @@ const explorer = document.getElementById("explore"), chart = document.getElement
 const chosen = (name) => explorer.querySelector(`[name=${name}]`);
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+// Plotly takes names for markup
+const plain = (name) => String(name).replace(/&/g, "&amp;").replace(/</g, "&lt;");
+
 // exponential moving average, without the bias of its first values, as W&B's
 function smooth(values, weight) {
   let sum = 0, mass = 0;
@@ -15,7 +18,7 @@ function smooth(values, weight) {
 }
 
 function line(arm, name, x, y, thin, first) {
-  return { x, y, name: arm, text: name, legendgroup: arm, showlegend: first, mode: y.length > 1 ? "lines" : "markers",
+  return { x, y, name: plain(arm), text: plain(name), legendgroup: arm, showlegend: first, mode: y.length > 1 ? "lines" : "markers",
     line: { color: shown.colours[arm], width: thin ? 1 : 2 }, opacity: thin ? 0.7 : 1,
     hovertemplate: "%{text}<br>%{x}: %{y:.4g}<extra></extra>" };
 }
@@ -48,7 +51,7 @@ const axis = () => ({ gridcolor: style("--line"), zerolinecolor: style("--line")
 
 function draw() {
   const column = chosen("column").value, bySeconds = chosen("x").value === "seconds";
-  const y = { ...axis(), type: chosen("log").checked ? "log" : "linear", title: { text: shown.columns[column] } };
+  const y = { ...axis(), type: chosen("log").checked ? "log" : "linear", title: { text: plain(shown.columns[column]) } };
   const x = { ...axis(), title: { text: bySeconds ? "seconds of training" : "generator steps" } };
   const found = traces(column, bySeconds, Number(chosen("smooth").value), chosen("every")?.checked);
   Plotly.react(chart, found, { ...look(), xaxis: x, yaxis: y, hovermode: "closest", uirevision: column }, { responsive: true, displaylogo: false });
@@ -57,13 +60,15 @@ function draw() {
 
 function drawSweep() {
   const { score, values, keys } = shown.sweep;
-  const dimension = ([label, column]) => {
+  const dimension = ([key, column]) => {
+    const label = plain(key);
     if (typeof column[0] === "number") {
       const positive = Math.min(...column) > 0 && Math.max(...column) > 30 * Math.min(...column);
       return positive ? { label: `log10 ${label}`, values: column.map(Math.log10) } : { label, values: column };
     }
     const names = [...new Set(column)];
-    return { label, values: column.map((name) => names.indexOf(name)), tickvals: names.map((_, i) => i), ticktext: names };
+    const tickvals = names.map((_, i) => i), ticktext = names.map(plain);
+    return { label, values: column.map((name) => names.indexOf(name)), tickvals, ticktext };
   };
   const dimensions = [...Object.entries(keys).map(dimension), { label: score, values }];
   const trace = { type: "parcoords", dimensions, line: { color: values, colorscale: "Viridis", showscale: true } };
