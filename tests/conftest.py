@@ -101,7 +101,9 @@ def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     """Run the command as a user without W&B account does, in a process of its own."""
     command = [sys.executable, "-m", "wganlab", *arguments]
     env = without_account(cwd) | environment
-    starts_others = arguments[0] == "study" or any(one.startswith(STARTS_PROCESSES) for one in arguments)
+    given = [one for one in arguments if one != "hydra/launcher=basic"]
+    studies = arguments[0] == "study" and len(given) == len(arguments) and not any(one[:2] == "--" for one in given)
+    starts_others = studies or any(one.startswith(STARTS_PROCESSES) for one in given)
     if not starts_others and all(env.get(key) == os.environ.get(key) for key in READ_BY_IMPORTS):
         return forked.run([*arguments], cwd, env)
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)

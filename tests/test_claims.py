@@ -220,7 +220,7 @@ def own_study(folder: Path) -> Path:
     return folder
 
 
-TINY_STUDY = [*TINY, "steps=60", "logger=csv", "dataset=digits", "model=mlp"]
+TINY_STUDY = [*TINY, "steps=60", "hydra/launcher=basic", "logger=csv", "dataset=digits", "model=mlp"]
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def trials(folder: Path) -> list[Any]:
 
 
 def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [*SEARCH, *[a for a in SMALL if "callbacks.evaluation.every" not in a], "images=128000"]
+    command = [*SEARCH, *[a for a in SMALL if "callbacks.evaluation.every" not in a], "images=32000"]
     search = begin(*command, cwd=tmp_path)
 
     def second_has_begun() -> bool:
@@ -185,7 +185,7 @@ def test_a_search_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(find_runs([tmp_path / "found"])) == 4
     assert "4 trials, 1 interrupted or failed; the best came to" in done.stdout
     # what was found holds for the config that it was found with
-    done = wganlab(*command, "batch_size=32", cwd=tmp_path)
+    done = in_process(*command, "batch_size=32", cwd=tmp_path)
     assert done.returncode == 2
     assert "batch_size=32: cannot change in a search that is continued; it was 64" in done.stderr
 

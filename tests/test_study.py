@@ -156,6 +156,7 @@ def test_a_study_runs_and_reports(tmp_path: Path) -> None:
     few = [
         "arms=w1_penalty,js_minimax",
         "seed=0",
+        "hydra/launcher=basic",
         *TINY,
         "logger=csv",
         "callbacks.evaluation.n=32",
