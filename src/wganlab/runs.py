@@ -94,12 +94,12 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed config in the words of this version, interpolations unresolved."""
-        return translate(self._mapping(".hydra/config.yaml", yaml.safe_load))
+        return translate(self._mapping(".hydra/config.yaml", load_yaml))
 
     @cached_property
     def overrides(self) -> dict[str, str]:
         """The overrides of the command line or the sweep: key -> value."""
-        given = self._read(".hydra/overrides.yaml", yaml.safe_load)
+        given = self._read(".hydra/overrides.yaml", load_yaml)
         items = [str(item).partition("=") for item in given] if isinstance(given, list) else []
         return {key.lstrip("+~"): value for key, _, value in items}
 
@@ -119,7 +119,7 @@ class Run:
     @cached_property
     def runtime(self) -> dict[str, Any]:
         """What Hydra knew of the job when it began."""
-        found: Any = self._mapping(".hydra/hydra.yaml", yaml.safe_load)
+        found: Any = self._mapping(".hydra/hydra.yaml", load_yaml)
         for key in ("hydra", "runtime"):
             found = found.get(key) if isinstance(found, dict) else None
         return found if isinstance(found, dict) else {}
@@ -244,6 +244,11 @@ class Run:
         except (yaml.YAMLError, ValueError, RecursionError):
             self.problems.append(f"{name} is damaged")
         return None
+
+
+def load_yaml(text: str) -> Any:
+    """YAML as plain containers, by PyYAML's parser in C where there is one: it takes an eighth of the time."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def read_archive(path: Path) -> Any:
