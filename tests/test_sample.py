@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 
 from tests.conftest import wganlab
+from wganlab import export
+from wganlab import sample as sampling
 from wganlab.sample import interpolate_latents
 from wganlab.sample import main as sample
 from wganlab.schema import ConfigError
+from wganlab.validate import command_settings
 
 
 def test_sample_writes_grid_images_and_interpolation(run_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -98,3 +101,17 @@ def test_sample_needs_no_data_set(run_of: Callable[[str], Path], tmp_path: Path)
     path.write_text("")
     with pytest.raises(ConfigError, match="is damaged"):
         sample([f"run={run}", "n=2"])
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "folder"),
+    [
+        (sampling.sample, [], "generated/last_seed0_n64"),
+        (sampling.sample, ["weights=raw", "n=8"], "generated/last_raw_seed0_n8"),
+        (sampling.sample, ["labels=[3,7]", "checkpoint=best"], "generated/best_seed0_n64_3-7"),
+        (export.export, [], "export/last_safetensors"),
+        (export.export, ["weights=raw", "format=onnx"], "export/last_raw_onnx"),
+    ],
+)
+def test_what_is_asked_for_has_a_folder_of_its_own(command: Callable, overrides: list[str], folder: str) -> None:
+    assert command_settings(command, ["run=out", *overrides])["output"] == f"out/{folder}"

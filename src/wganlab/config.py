@@ -61,7 +61,14 @@ def folder_name(overrides: str) -> str:
     return name or "defaults"
 
 
+def unless(value: Any, usual: Any = None) -> str:
+    """What the name of a folder says of a setting: nothing of the usual one."""
+    named = "-".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    return "" if value == usual else f"_{named}"
+
+
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("unless", unless, replace=True)
 ranges.register()
 
 
