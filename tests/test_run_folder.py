@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from tests.conftest import TINY, config, in_process, wganlab
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct
+from wganlab.callbacks import progress
 from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.divergence import first_not_finite
 from wganlab.callbacks.history import COLUMNS
@@ -186,8 +188,11 @@ def test_a_diverged_run_stops_says_so_and_keeps_its_last_good_state(tmp_path: Pa
     assert "diverged" in (tmp_path / "run" / "index.html").read_text()
 
 
-def test_long_epochs_end_with_a_row_and_a_line_of_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Digits in batches of 64 are 28 batches an epoch; rows every 8 steps do not divide it."""
+def test_long_epochs_end_with_a_row_and_a_line_of_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digits in batches of 64 are 28 batches an epoch; rows every 8 steps do not divide it. Short ones share a line."""
+    monkeypatch.setattr(progress, "LINE", 0.0)
     overrides = ["loss=gan", "steps=60", "callbacks=none", "logger=csv"]
     rows: dict[int, list[dict[str, str]]] = {}
     printed: dict[int, str] = {}
@@ -204,6 +209,13 @@ def test_long_epochs_end_with_a_row_and_a_line_of_means(tmp_path: Path, capsys: 
         generator, critic = (sum(float(row[f"{net}/loss"]) for row in of_epoch) / 28 for net in ("generator", "critic"))
         assert f"epoch {epoch}  generator {generator:.2f}  critic {critic:.2f}  scores: real" in printed[8]
     assert printed[8].count("epoch ") == 2
+    monkeypatch.setattr(progress, "LINE", 100.0)
+    (tmp_path / "quick").mkdir()
+    fit(config(*overrides[2:], "loss=gan", "steps=56", "log_every=8"), tmp_path / "quick")
+    generator = sum(float(row["generator/loss"]) for row in rows[1][:56]) / 56
+    assert re.findall(r"epoch.*critic", capsys.readouterr().out) == [
+        f"epochs 1 to 2  generator {generator:.2f}  critic"
+    ]
 
 
 class Scores(Callback):

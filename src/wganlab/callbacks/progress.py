@@ -1,4 +1,4 @@
-"""Progress of training: a bar on a terminal, elsewhere a plain line every few seconds, and a line per epoch."""
+"""Progress of training: a bar on a terminal, elsewhere a plain line every few seconds, and lines for epochs."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ from wganlab.callbacks.history import History
 
 #: Seconds between updates of the bar.
 REDRAW = 0.2
-#: Seconds between plain lines.
+#: Seconds between plain lines, and between those for epochs.
 LINE = 5.0
 
 
 class ProgressReport(Callback):
     """Shows generator step, losses, Wasserstein estimate, images/s and time left, from the last logged row.
 
-    An epoch that ends with a row (see :class:`History`) also gets a line with its mean losses.
+    An epoch that ends with a row (see :class:`History`) also gets a line with its mean losses; short ones share one.
     """
 
     def __init__(self, history: History) -> None:
@@ -37,7 +37,7 @@ class ProgressReport(Callback):
         self.reported = state_dict["reported"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.started = self.shown = time.perf_counter()
+        self.started = self.shown = self.epoch_shown = time.perf_counter()
         self.first = trainer.global_step
         self.reported = min(self.reported, len(self.history.rows))  # metrics.csv may have been lost
         if sys.stdout.isatty():
@@ -55,9 +55,11 @@ class ProgressReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._report_epoch()
         now, step = time.perf_counter(), trainer.global_step
         last = is_last(trainer)
+        if self.history.epoch_ended and (now - self.epoch_shown >= LINE or last):
+            self.epoch_shown = now
+            self._report_epochs()
         if now - self.shown < (REDRAW if self.bar else LINE) and not last:
             return
         self.shown = now
@@ -67,10 +69,8 @@ class ProgressReport(Callback):
             left = (now - self.started) / (step - self.first) * (trainer.max_steps - step)
             print(f"step {step}/{trainer.max_steps}  {self._text()}  {left:.0f} s left", flush=True)
 
-    def _report_epoch(self) -> None:
-        """Print the means over an epoch that has just ended: of its rows, weighted by the number of their steps."""
-        if not self.history.epoch_ended:
-            return
+    def _report_epochs(self) -> None:
+        """Print the means over the epochs that have ended since the last line: of their rows, weighted by steps."""
         rows = self.history.rows
         before = rows[self.reported - 1]["step"] if self.reported else 0
         steps = np.diff([before, *(row["step"] for row in rows[self.reported :])])
@@ -78,10 +78,12 @@ class ProgressReport(Callback):
             np.average([row[key] for row in rows[self.reported :]], weights=steps)
             for key in ("critic/loss", "generator/loss", "critic/real_score", "critic/fake_score")
         )
+        first, last = (round(rows[i]["epoch"]) if i >= 0 else 0 for i in (self.reported - 1, len(rows) - 1))
         self.reported = len(rows)
+        epochs = f"epoch {last}" if last - first < 2 else f"epochs {first + 1} to {last}"
         line = (
-            f"epoch {int(rows[-1]['epoch'])}  generator {generator:.2f}  critic {critic:.2f}  scores: real {real:.2f}  "
-            f"fake {fake:.2f}  {rows[-1]['seconds'] / 60:.1f} min"
+            f"{epochs}  generator {generator:.2f}  critic {critic:.2f}  scores: real {real:.2f}  fake {fake:.2f}  "
+            f"{rows[-1]['seconds'] / 60:.1f} min"
         )
         if self.bar:
             self.bar.console.print(line, highlight=False)
