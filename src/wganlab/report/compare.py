@@ -144,7 +144,7 @@ def numbers(values: Sequence[str]) -> list[float] | list[str]:
 
 def last_scores(runs: Sequence[Run], metric: str) -> list[float]:
     """The last value of a metric in each run; not a number where it has none."""
-    return [next((row[metric] for row in reversed(run.rows) if metric in row), math.nan) for run in runs]
+    return [final_and_best(run.rows)["final"].get(metric, math.nan) for run in runs]
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ def render(
     colours = figures.colours(names)
     shown = longest(runs, names)
     panels = [panel(run, name, colours[name]) for name, run in shown.items()]
+    explored = explore.content(runs, names, colours)
     return template().render(
         title=title(runs, names),
         going_on=going_on,
@@ -91,8 +92,8 @@ def render(
         differing={key: [values[names.index(arm)] for arm in colours] for key, values in differing_keys(runs).items()},
         forest=figures.svg(forest.figure(verdicts)) if verdicts else "",
         curves=curves(runs, names, searched),
-        explored=explore.content(runs, names, colours),
-        plotly=explore.library(),
+        explored=explored,
+        plotly=explore.library() if explored else "",
         panels=panels,
         steps=sorted({step for run in shown.values() for step in run.samples}),
         samples_json=json.dumps([panel["samples"] for panel in panels]).replace("</", "<\\/"),

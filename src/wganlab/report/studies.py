@@ -161,12 +161,13 @@ def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) ->
         ]
         for verdict in found
     ]
-    decided = {
-        str(run.status.get("wandb_id")): [arm, str(run.config.get("seed"))]
-        for run, arm in zip(runs, arms(runs), strict=True)
+    names, ids = arms(runs), [str(run.status.get("wandb_id")) for run in runs]
+    members = [[i, arm, str(run.config.get("seed"))] for i, arm, run in zip(ids, names, runs, strict=True)]
+    images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, names).items()}
+    tables = {
+        "verdicts": wandb.Table(columns=[*columns], data=rows),
+        "runs": wandb.Table(columns=["run", "arm", "seed"], data=members),
     }
-    members = wandb.Table(columns=["run", "arm", "seed"], data=[[run, *about] for run, about in decided.items()])
-    images = {metric: wandb.Image(curve) for metric, curve in figures.curves(runs, arms(runs)).items()}
-    logger.experiment.log({"verdicts": wandb.Table(columns=[*columns], data=rows), "runs": members, **images})
-    logger.upload_page(folder / "index.html", [*decided])
+    logger.experiment.log(tables | images)
+    logger.upload_page(folder / "index.html", ids)
     logger.finish({verdict.claim.says: verdict.decision for verdict in found}, 0)
