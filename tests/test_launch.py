@@ -74,10 +74,10 @@ class Racer:
 
 
 def test_of_two_runs_that_are_launched_into_one_folder_one_is_made_and_is_whole(tmp_path: Path) -> None:
-    """Ten times, up to 0.2 s apart: the folder is that of one run, and the other ends with one line."""
+    """Twenty times, up to 0.2 s apart: the folder is that of one run, and the other ends with one line."""
     arms = {11: "wgan_clip", 22: "wgan_gp"}
     racers = {seed: Racer(tmp_path) for seed in arms}
-    for attempt in range(10):
+    for attempt in range(20):
         folder = f"hydra.run.dir=run{attempt}"
         for seed, loss in arms.items():
             steps = "steps=150" if loss == "wgan_clip" else "steps=100"
@@ -94,7 +94,7 @@ def test_of_two_runs_that_are_launched_into_one_folder_one_is_made_and_is_whole(
     for racer in racers.values():
         racer.process.stdin.close()  # type: ignore[union-attr]
     said = [line for racer in racers.values() for line in racer.process.stderr.read().splitlines()]  # type: ignore[union-attr]
-    assert [line.partition(" ")[2].partition(" ")[2] for line in said] == ["is being worked on by another process"] * 10
+    assert [line.partition(" ")[2].partition(" ")[2] for line in said] == ["is being worked on by another process"] * 20
 
 
 def test_the_loser_changes_no_byte_of_a_run_or_a_sweep(tmp_path: Path) -> None:
