@@ -51,7 +51,7 @@ docs: $(VENV)/.docs  ## build the documentation as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open it in a browser: file://$(CURDIR)/site/index.html"
 
-lessons: $(VENV)/.lessons  ## run the six lessons, as pages in outputs/lessons (seven minutes); open lessons/*.ipynb to take them
+lessons: $(VENV)/.lessons  ## run the six lessons, as pages in outputs/lessons; open lessons/*.ipynb to take them
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html --execute --output-dir outputs/lessons $(or $(LESSON),lessons/*.ipynb)
 	@ls outputs/lessons/*.html | sed 's|^|open it in a browser: file://$(CURDIR)/|'
 
