@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from tests.conftest import TINY, begin, in_process, wganlab
 from wganlab.callbacks.history import History
+from wganlab.locks import locked
 from wganlab.report import explore, figures
 from wganlab.report.compare import arms, differing_keys, results
 from wganlab.report.networks import samples_by_epoch
@@ -536,6 +539,34 @@ def test_clipped_weights_pile_up_at_the_bound(run_of: Callable[[str], Path]) -> 
     weights = critic_weights(torch.load(run_of("wgan_clip") / "checkpoints" / "last.ckpt", weights_only=True))
     counts, _ = np.histogram(weights, bins=101)
     assert min(counts[0], counts[-1]) > 5 * np.median(counts)
+
+
+def test_a_page_waits_for_a_last_job_that_has_no_rows_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two jobs of a sweep no run is being made, and a job that has begun has nothing to show at first."""
+    monkeypatch.setattr("wganlab.report.watch.LOOK", 0.01)
+    monkeypatch.setattr("wganlab.report.watch.PAGE", 0)
+    sweep, rows = tmp_path / "sweep", "step,seconds,eval/fid\n10,1.5,3\n"
+    make_run(sweep / "seed=0", {"seed": 0}, ["seed=0"], rows)
+    (sweep / "sweep.json").write_text('{"seed=0": "0", "seed=1": "1"}')
+    pages: list[tuple[int, bool]] = []
+    under_way, at_work = ExitStack(), ExitStack()
+    under_way.enter_context(locked(sweep))
+
+    def write(runs: list[Run], going_on: bool) -> None:
+        pages.append((len(runs), going_on))
+        if len(pages) == 1:  # between two jobs
+            at_work.enter_context(locked(make_run(sweep / "seed=1", {"seed": 1}, ["seed=1"], state="running")))
+            under_way.close()  # a worker outlives its sweep
+            threading.Timer(0.2, begin_rows).start()
+        elif len(runs) == 2 and going_on:
+            (sweep / "seed=1" / "status.json").write_text('{"state": "completed"}')
+
+    def begin_rows() -> None:
+        (sweep / "seed=1" / "metrics.csv").write_text(rows)
+
+    watch([str(sweep)], write)
+    at_work.close()
+    assert pages == [(1, True), (2, True), (2, False)]
 
 
 def test_a_page_follows_a_sweep_until_its_last_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
 """``wganlab report PATH --watch``: the page of runs that are still being made, written again as they go on."""
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from wganlab.locks import is_locked
 from wganlab.runs import Run, Status, find_runs, read_metrics
 from wganlab.schema import ConfigError
 
@@ -15,13 +16,14 @@ LOOK, PAGE = 1.0, 20.0
 def watch(paths: Sequence[str], write: Callable[[list[Run], bool], None]) -> None:
     """Call ``write`` with the runs at the paths when they have new rows, and whether more will come.
 
-    It returns when every run has ended, and every job of their sweeps. Paths may be empty at first, or not be there.
+    It returns when every run has ended, and every sweep. Paths may be empty at first, or not be there.
     """
     seen: object = None
     written = -PAGE
     while True:
-        runs = those_with_rows(paths)
-        going_on = not runs or more_to_come(paths, runs)
+        begun = runs_at(paths)
+        runs = [run for run in begun if has_rows(run.folder / "metrics.csv")]
+        going_on = not runs or more_to_come(paths, begun)
         now = [(run.folder, (run.folder / "metrics.csv").stat().st_mtime_ns, run.state) for run in runs]
         if runs and not going_on:
             write(runs, False)
@@ -32,14 +34,12 @@ def watch(paths: Sequence[str], write: Callable[[list[Run], bool], None]) -> Non
         time.sleep(LOOK)
 
 
-def those_with_rows(paths: Sequence[str]) -> list[Run]:
-    """The runs at the paths that have something to show."""
+def runs_at(paths: Sequence[str]) -> list[Run]:
+    """The runs at the paths, whether they have something to show or not."""
     found: list[Run] = []
     for path in paths:
-        try:
-            found += [run for run in find_runs([path]) if has_rows(run.folder / "metrics.csv")]
-        except ConfigError:  # not yet there
-            continue
+        with contextlib.suppress(ConfigError):  # not yet there
+            found += find_runs([path])
     return found
 
 
@@ -49,16 +49,6 @@ def has_rows(path: Path) -> bool:
 
 
 def more_to_come(paths: Sequence[str], runs: Sequence[Run]) -> bool:
-    """Whether a run is still being made, or a job of a sweep has not begun."""
-    jobs = [
-        record.parent / name for path in paths for record in Path(path).rglob("sweep.json") for name in names(record)
-    ]
-    return any(run.state == Status.RUNNING for run in runs) or any(not (job / "status.json").is_file() for job in jobs)
-
-
-def names(record: Path) -> list[str]:
-    """The jobs of a sweep, from its sweep.json."""
-    try:
-        return [*json.loads(record.read_text())]
-    except (OSError, ValueError):
-        return []
+    """Whether a sweep at the paths is under way, or one of the runs that have begun is still being made."""
+    sweeps = {record.parent for path in paths for record in Path(path).rglob("sweep.json")}
+    return any(map(is_locked, sweeps)) or any(run.state == Status.RUNNING for run in runs)
