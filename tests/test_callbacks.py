@@ -10,9 +10,9 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from tests.conftest import config, in_process
+from wganlab.archive import read_checkpoint
 from wganlab.build import build_module
 from wganlab.data.digits import Digits
-from wganlab.runs import read_checkpoint
 from wganlab.training import fit
 
 SMALL = ["dataset.size=8", "model.generator.hidden=[16]", "model.critic.hidden=[16]", "callbacks.samples.every=100"]

@@ -15,10 +15,11 @@ import yaml
 
 from tests.conftest import config, in_process
 from tests.test_report import DRAWN, browse
+from wganlab.archive import read_checkpoint
 from wganlab.contracts import Networks
 from wganlab.metrics.extractors import Classifier
 from wganlab.report.page import write_report
-from wganlab.runs import Run, find_runs, read_checkpoint
+from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.targets import check_targets
 from wganlab.validate import validate

@@ -1,4 +1,4 @@
-"""Hydra's grammar: configs composed from conf/ and from a user's folder, and what Hydra objects to in one line each.
+"""Hydra's grammar: configs composed from conf/ and from a user's folder.
 
 This is the only module that imports what Hydra does not publish: its ``Callbacks``, without which no HydraContext for a
 launcher can be made.
@@ -26,19 +26,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wganlab import ranges
+from wganlab.refusals import GROUP_VALUE, one_line, unknown_key
 from wganlab.schema import ConfigError, leaves
 
 #: Keys that may stand at a node of a config, by its dotted key, and their annotations.
 ParametersAt = Callable[[DictConfig, str], Mapping[str, Any]]
-#: How Hydra says that a config group has been given a number, or null.
-GROUP_VALUE = "Config group override must be"
-#: Key of an override, by Hydra's grammar.
-KEY = re.compile(r"~?\+{0,2}[\w./@:$-]+", re.ASCII)
 #: Longest name of a job's folder, in bytes; file systems allow 255.
 MAX_FOLDER_NAME = 200
 #: Overrides that nobody has typed.
@@ -314,41 +311,6 @@ def raise_failure(done: JobReturn) -> None:
     """Raise what a job has raised."""
     with contextlib.redirect_stderr(io.StringIO()):  # Hydra prints a line of its own
         _ = done.return_value
-
-
-def unknown_key(error: Exception) -> str:
-    """The key that an error of Hydra's calls unknown; empty for any other error."""
-    text = " ".join(str(error).split())
-    patterns = (r"Could not override '([^']+)'", r"Could not override '?([\w/@.]+)'?\. No match in the defaults list")
-    found = [re.search(pattern, text) for pattern in patterns if isinstance(error, ConfigCompositionException)]
-    return next((match[1] for match in found if match), "")
-
-
-def one_line(error: Exception, overrides: Sequence[str] = (), hint: str = "") -> ConfigError:
-    """Hydra's error as one line that names the key, what is wrong, and what is allowed."""
-    if isinstance(error, ConfigError):
-        return error
-    text = " ".join(str(error).split())
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return ConfigError(group, f"={choice}: no such choice; allowed are {', '.join(error.options)}")
-    if GROUP_VALUE in text and hint:
-        return ConfigError("", hint)
-    if several := re.search(r"Ambiguous value for argument '(.*?)' 1\. To use it as a list", text):
-        key, _, value = several[1].partition("=")
-        fault = f"several values are a sweep, which needs -m; as a list they are {key}=[{value}]"
-        return ConfigError(several[1], f": {fault}")
-    if key := unknown_key(error):
-        return ConfigError(key, f": unknown key; {hint}")
-    if unmatched := re.search(r"Could not delete(?: from config)?\.? '?([\w./@]+)'?", text):
-        return ConfigError(f"~{unmatched[1]}", ": there is no such key to delete")
-    if isinstance(error, OverrideParseException):
-        key, equals, _ = error.override.partition("=")
-        wrong = next((character for character in key if not KEY.fullmatch(f"a{character}")), "")
-        if equals and wrong:
-            return ConfigError(error.override, f": no key has {wrong!r} in it; allowed are words with dots between")
-        return ConfigError(error.override, ": not an override of the form key=value")
-    return ConfigError(" ".join(overrides), f": {text}")
 
 
 def source_key(raw: Any, key: str) -> str:

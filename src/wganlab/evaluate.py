@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
+from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import build_module, construct, open_stream, trained_config
 from wganlab.data.stream import BatchStream, to_unit_range
@@ -25,7 +26,7 @@ from wganlab.networks.layers import evaluation_mode
 from wganlab.pictures import save_grid
 from wganlab.places import at_hand, moved
 from wganlab.regularizers import interpolate
-from wganlab.runs import Run, read_checkpoint
+from wganlab.runs import Run
 from wganlab.schema import ConfigError
 from wganlab.validate import Seed, command_settings, validate
 
@@ -76,15 +77,9 @@ def evaluate(
     if weights == "raw":
         module.averaging = None
     if statistics == "standing":
-        try:
-            module.take_standing_statistics()
-        except ValueError as error:
-            raise ConfigError("statistics", f"=standing: {error}; allowed is running") from error
-    wanted = max(2 * n, images)
+        take_standing_statistics(module)
     if others:
-        other = other_samples(trained, others)
-        real, labels = other.fixed_samples(wanted), other.fixed_labels(wanted)
-        protocol.prepare(stream, real, labels=labels, split=",".join(f"{key}={value}" for key, value in others.items()))
+        prepare_with_others(protocol, stream, trained, others)
     else:
         protocol.prepare(stream, split=split)
     scores, fake = score(module, protocol, seed)
@@ -127,11 +122,22 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
     return module.eval(), stream, saved["global_step"]
 
 
-def other_samples(trained: DictConfig, dataset: Mapping[str, Any]) -> BatchStream:
-    """The run's data set with other keys, whole."""
+def take_standing_statistics(module: AdversarialModule) -> None:
+    """Give the generator's batch norms standing statistics. Raises ConfigError where it has none."""
+    try:
+        module.take_standing_statistics()
+    except ValueError as error:
+        raise ConfigError("statistics", f"=standing: {error}; allowed is running") from error
+
+
+def prepare_with_others(protocol: Protocol, stream: BatchStream, trained: DictConfig, dataset: Mapping) -> None:
+    """Have a protocol compare with the whole of the run's data set as it is with other keys."""
     changed: Any = OmegaConf.merge(trained, {"dataset": dict(dataset), "hold_out": 0, "batch_size": 1})
     validate(changed)
-    return open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))
+    others = open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))
+    wanted = max(2 * protocol.n, protocol.images)
+    named = ",".join(f"{key}={value}" for key, value in dataset.items())
+    protocol.prepare(stream, others.fixed_samples(wanted), labels=others.fixed_labels(wanted), split=named)
 
 
 @torch.no_grad()

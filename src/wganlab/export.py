@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import wganlab
+from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights, trained_weights
 from wganlab.build import trained_config
 from wganlab.card import model_card
@@ -27,7 +28,7 @@ from wganlab.exported import INPUTS, Function, check_push, dtype_of, in_onnxrunt
 from wganlab.files import write_json, write_text
 from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
-from wganlab.runs import Run, read_checkpoint
+from wganlab.runs import Run
 from wganlab.sample import columns_in, labels_for, load_networks
 from wganlab.schema import ConfigError
 from wganlab.validate import command_settings
@@ -141,19 +142,20 @@ def write_export(
         raise ConfigError("format", f"={format}: cannot hold this generator ({reason(error)})") from error
     resolved = resolve(run, trained)
     write_json(folder / "config.json", resolved)
-    facts = {"format": format, "checkpoint": checkpoint, "step": saved["global_step"]}
-    # version 1 did not note it, and had no other number of critic steps than n_critic
-    by_steps = saved["global_step"] * trained.loss.n_critic * trained.batch_size
-    facts |= {"images_seen": saved.get("images_seen", by_steps)}
-    facts |= {
+    facts = {
+        "format": format,
+        "checkpoint": checkpoint,
+        "step": saved["global_step"],
+        # version 1 did not note it, and had no other number of critic steps than n_critic
+        "images_seen": saved.get("images_seen", saved["global_step"] * trained.loss.n_critic * trained.batch_size),
         "columns": columns_in(saved),
         "shape": saved["shape"],
         "dtype": str(dtype).removeprefix("torch."),
         "classes": None if classes is None else classes.numbers.tolist(),
+        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
         "difference": difference,
     }
-    parameters = sum(parameter.numel() for parameter in generator.parameters())
-    write_text(folder / "README.md", model_card(run, resolved, parameters=parameters, **facts))
+    write_text(folder / "README.md", model_card(run, resolved, **facts))
     return difference
 
 

@@ -14,13 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from wganlab import launch
+from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.config import parse
 from wganlab.labels import Classes
 from wganlab.loggers import own_session
-from wganlab.runs import Run, read_checkpoint
+from wganlab.runs import Run
 from wganlab.sample import draw_parts, labels_for, load_networks
 from wganlab.schema import ConfigError
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from wganlab.archive import read_checkpoint
 from wganlab.build import construct, open_stream, same_data
 from wganlab.config import is_text
 from wganlab.data import Source
-from wganlab.runs import Run, read_checkpoint
+from wganlab.runs import Run
 from wganlab.schema import ConfigError, leaves
 from wganlab.targets import check_targets
 from wganlab.validate import parameters_at

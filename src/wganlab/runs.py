@@ -5,8 +5,7 @@ import json
 import math
 import os
 import re
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -15,14 +14,13 @@ from typing import Any
 
 import yaml
 
+from wganlab.archive import read_checkpoint
 from wganlab.locks import is_locked
 from wganlab.metrics import metric_of
-from wganlab.schema import ConfigError, leaves
+from wganlab.schema import ConfigError
 from wganlab.translate import translate, translate_columns
 
 Row = dict[str, float]
-#: Version of what a checkpoint holds. Raise it when the meaning changes; checkpoints of other versions are refused.
-CHECKPOINT_SCHEMA = 1
 
 
 class Status(StrEnum):
@@ -251,25 +249,6 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def read_archive(path: Path) -> Any:
-    """What torch.save has written, tensors in plain containers, read without running any code of the file.
-
-    Raises ValueError for a file that would take more memory than it is long, and whatever torch raises for others.
-    """
-    import torch  # which takes a second, and reports of tables do without
-
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                raise ValueError("its content is larger than the file, which torch does not write")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    for _, value in leaves(saved):
-        for tensor in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(tensor, torch.Tensor) and tensor.nbytes > tensor.untyped_storage().nbytes():
-                raise ValueError("a tensor is larger than its content, which torch does not write")
-    return saved
-
-
 def link_out_of(folder: Path) -> Path | None:
     """A link in a run folder that leads out of it, where there is one; W&B keeps links of its own, in wandb/."""
     real = folder.resolve()
@@ -279,24 +258,6 @@ def link_out_of(folder: Path) -> Path | None:
             if path.is_symlink() and not path.resolve().is_relative_to(real):
                 return path
     return None
-
-
-def read_checkpoint(path: Path, key: str = "run") -> Mapping[str, Any]:
-    """A checkpoint of this version of wganlab, loaded without running any code of the file.
-
-    Raises ConfigError for one that is damaged, foreign or of another version.
-    """
-    try:
-        saved = read_archive(path)
-    except Exception as error:  # torch raises a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(key, f": {path} is damaged or no checkpoint of wganlab ({reason[:120]})") from error
-    own = saved.get("wganlab") if isinstance(saved, dict) else None
-    schema = own.get("schema") if isinstance(own, dict) else None
-    if schema != CHECKPOINT_SCHEMA:
-        supported = f"this version of wganlab continues from schema {CHECKPOINT_SCHEMA}"
-        raise ConfigError(key, f": {path} has schema {schema}, {supported}")
-    return saved
 
 
 def is_png(path: Path) -> bool:

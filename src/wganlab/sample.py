@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
+from wganlab.archive import read_archive, read_checkpoint
 from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
@@ -23,7 +24,7 @@ from wganlab.labels import Classes, inputs
 from wganlab.networks.layers import takes_labels
 from wganlab.pair import sample_latents
 from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
-from wganlab.runs import Run, read_archive, read_checkpoint
+from wganlab.runs import Run
 from wganlab.schema import ConfigError
 from wganlab.targets import check_targets
 from wganlab.validate import Seed, command_settings

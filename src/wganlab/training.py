@@ -17,6 +17,7 @@ from torch import nn
 import wganlab
 from wganlab import loggers, parallel, torchrun
 from wganlab.adversarial import AdversarialModule
+from wganlab.archive import read_checkpoint
 from wganlab.build import build_module, construct, generator_steps, open_stream, same_data
 from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.compilation import Compilation
@@ -27,7 +28,7 @@ from wganlab.config import conf_dir
 from wganlab.data import Source
 from wganlab.data.stream import BatchStream
 from wganlab.files import write_json
-from wganlab.runs import final_and_best, read_checkpoint
+from wganlab.runs import final_and_best
 
 
 def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:

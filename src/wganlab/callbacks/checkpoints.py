@@ -18,9 +18,9 @@ from torch import Tensor
 
 from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
+from wganlab.archive import CHECKPOINT_SCHEMA
 from wganlab.callbacks import is_due
 from wganlab.metrics import metric_of, objective_of
-from wganlab.runs import CHECKPOINT_SCHEMA
 
 
 class Checkpoints(Checkpoint):

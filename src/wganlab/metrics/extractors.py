@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from wganlab.archive import read_archive
 from wganlab.data import Source
 from wganlab.data.stacked import classes_of
 from wganlab.data.stream import to_unit_range
-from wganlab.runs import read_archive
 from wganlab.schema import ConfigError, InvalidValueError
 
 #: Images per pass, of the small network and of Inception, whose activations take 6 MB an image.

@@ -9,12 +9,13 @@ from typing import Any
 
 import jinja2
 
+from wganlab.archive import read_archive
 from wganlab.files import write_json, write_text
 from wganlab.report import explore, figures, forest, networks, tuning
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, main_column, results, to_csv
 from wganlab.report.tables import REAL, cell, columns_of, real_row
 from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
-from wganlab.runs import Run, read_archive
+from wganlab.runs import Run
 from wganlab.schema import leaves
 
 
