@@ -15,7 +15,8 @@ from wganlab.config import conf_dir
 
 ROOT = Path(__file__).parents[1]
 MAIN = "sys.argv = ['wganlab', *{}]; from wganlab.cli import main; main()"
-HEAVY = {"torch", "pytorch_lightning", "torchmetrics.functional", "wandb", "sklearn", "scipy", "torchvision", "pandas"}
+HEAVY = {"torch", "torch._dynamo.eval_frame", "pytorch_lightning", "torchmetrics.functional", "matplotlib"}
+HEAVY |= {"wandb", "sklearn", "scipy", "torchvision", "pandas"}
 
 
 def heavy_imports(code: str, cwd: Path | None = None) -> set[str]:
@@ -62,6 +63,33 @@ accuracy.update(torch.tensor([1, 0]), torch.tensor([1, 1]))
 assert accuracy.compute() == 0.5 and isinstance(accuracy, (torchmetrics.Metric, BinaryAccuracy))
 from pytorch_lightning.trainer.connectors.logger_connector.result import Metric
 assert Metric is torchmetrics.Metric and torchmetrics.functional.accuracy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_torchs_compiler_is_whole_for_those_who_use_it() -> None:
+    code = """
+import wganlab.training, sys, torch
+from wganlab.startup import is_stood_in_for
+from pytorch_lightning.utilities.compile import OptimizedModule
+assert is_stood_in_for("torch._dynamo")
+calls = []
+note = torch.compiler.disable(lambda: calls.append(torch.compiler.is_compiling()))
+note()
+import torch._dynamo.eval_frame as part  # by name, with no word of the whole
+assert part is torch._dynamo.eval_frame is sys.modules["torch._dynamo"].eval_frame
+layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+compiled = torch.compile(layer, backend="eager")
+assert isinstance(compiled, OptimizedModule) and not isinstance(layer, OptimizedModule)
+assert torch.equal(compiled(x), layer(x))
+
+@torch.compile(backend="eager")
+def function():
+    note()
+    return x + 1
+
+function()
+assert calls == [False, False]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -7,12 +7,12 @@ In a notebook: ``run = wganlab.train("loss=wgan_gp steps=500")``, ``run = wganla
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wganlab.startup import import_torchmetrics_in_parts
+from wganlab.startup import import_in_parts
 
 __version__ = "0.1.0"
 __all__ = ["LoadedExport", "LoadedRun", "__version__", "load_export", "load_run", "train"]
 
-import_torchmetrics_in_parts()
+import_in_parts()
 
 if TYPE_CHECKING:
     from wganlab.exported import LoadedExport, load_export

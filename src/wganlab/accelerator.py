@@ -49,6 +49,7 @@ REFUSED = {
 
 #: Lightning's profilers by the words for them.
 PROFILERS: dict[Any, Any] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+Matmul = Literal["auto", "highest", "high", "medium"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16", "64-true"]
 
 
@@ -59,7 +60,7 @@ def build_trainer(
     devices: PositiveInt = 1,
     precision: Precision = "32-true",
     sync_batchnorm: bool = False,
-    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto",
+    matmul_precision: Matmul = "auto",
     deterministic: bool = False,
     max_steps: int = -1,
     folder: str = ".",
@@ -89,7 +90,8 @@ def build_trainer(
         devices=[parallel.local_rank()] if parallel.world_size() > 1 and uses_cuda(accelerator) else 1,
         plugins=[LightningEnvironment()],  # it would look for torchrun and Slurm, which are not for it to serve
         precision="bf16-mixed" if precision == "bf16" else precision,
-        deterministic=deterministic,
+        # said only where it changes something: to say it, torch imports its compiler
+        deterministic=None if deterministic == torch.are_deterministic_algorithms_enabled() else deterministic,
         max_steps=max_steps,
         max_epochs=-1,
         default_root_dir=folder,
@@ -106,11 +108,16 @@ def build_trainer(
     )
     # a stop that one of Lightning's asks for is seen by ours in the same step
     trainer.callbacks.sort(key=lambda one: (isinstance(one, Checkpoint), not is_lightnings(one)))  # type: ignore[attr-defined]
-    if matmul_precision == "auto":
-        matmul_precision = "high" if trainer.strategy.root_device.type == "cuda" else fastest_exact_matmul()
-    torch.set_float32_matmul_precision(matmul_precision)
+    set_matmul_precision(matmul_precision, trainer.strategy.root_device)
     keep_freed_memory()
     return trainer
+
+
+def set_matmul_precision(precision: Matmul, device: torch.device) -> None:
+    """torch's precision of products, process-wide; :func:`build_trainer` says what "auto" is."""
+    if precision == "auto":
+        precision = "high" if device.type == "cuda" else fastest_exact_matmul()
+    torch.set_float32_matmul_precision(precision)
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
