@@ -119,8 +119,9 @@ def test_runs_have_different_ids(sweep: Path) -> None:
 
 
 def test_a_killed_run_keeps_its_history(tmp_path: Path) -> None:
-    endless = ["steps=100000", "compile=off", "log_every=5", "hydra.run.dir=run"]
-    process = begin("train", *TINY, *endless, cwd=tmp_path)
+    small = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[16]", "model.critic.hidden=[16]"]
+    endless = ["steps=1000000", "compile=off", "log_every=5", "callbacks=none", "hydra.run.dir=run"]
+    process = begin("train", *small, *endless, cwd=tmp_path)
     run = tmp_path / "run"
     wait_for(lambda: (run / "metrics.csv").exists() and len(rows(run)) > 20, "20 rows")
     process.kill()
