@@ -13,7 +13,7 @@ from tests.test_report import make_run
 from wganlab.ranges import choice, is_at_edge, log_uniform, position
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError
-from wganlab.tune import Tune, settings
+from wganlab.tune import Search, Tune, settings
 from wganlab.validate import validate
 
 RANGE = "${log_uniform:1e-6,1e-1}"
@@ -59,17 +59,17 @@ def test_the_best_trial_is_chosen_and_one_at_an_edge_is_marked(tmp_path: Path) -
             made = {"seed": 1000, "trial": trial, "loss": {"lr": RANGE}}
             make_run(tmp_path / f"{arm}{trial}", made, [f"+arms={arm}", f"trial={trial}"], rows)
     ranges = {arm: {"loss.lr": RANGE} for arm in finals}
-    found = settings(Tune(trials=3), find_runs([tmp_path]), ranges)
+    found = settings(Search(Tune(trials=3), find_runs([tmp_path])), ranges)
     assert {arm: (setting.trial, setting.score) for arm, setting in found.items()} == {"a": (1, 3.0), "b": (2, 7.0)}
     lr = log_uniform(position(1, "loss.lr"), 1e-6, 1e-1)
     assert found["a"].values == {"loss.lr": pytest.approx(lr, rel=1e-5)}
-    assert settings(Tune(trials=3, rule="BestScore"), find_runs([tmp_path]), ranges)["b"].trial == 0
+    assert settings(Search(Tune(trials=3, rule="BestScore"), find_runs([tmp_path])), ranges)["b"].trial == 0
     lost = json.dumps({"state": "failed", "error": "FloatingPointError: critic/loss is nan at step 3"})
     (tmp_path / "a1" / "status.json").write_text(lost)
-    assert settings(Tune(trials=3), find_runs([tmp_path]), ranges)["a"].trial == 2, "what diverged is the worst"
+    assert settings(Search(Tune(trials=3), find_runs([tmp_path])), ranges)["a"].trial == 2, "what diverged is the worst"
     (tmp_path / "b2" / "status.json").write_text(json.dumps({"state": "failed", "error": "OSError: disk"}))
     with pytest.raises(ConfigError, match="tune: of arm b, trials are missing or have failed: 2; run it again"):
-        settings(Tune(trials=3), find_runs([tmp_path]), ranges)
+        settings(Search(Tune(trials=3), find_runs([tmp_path])), ranges)
     edges = [trial for trial in range(100) if is_at_edge("loss.lr", RANGE, trial)]
     assert all(not 0.1 <= position(trial, "loss.lr") <= 0.9 for trial in edges)
     assert 10 < len(edges) < 30

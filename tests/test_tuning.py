@@ -14,6 +14,7 @@ from wganlab.report import tuning
 from wganlab.report.page import write_report
 from wganlab.report.publish import export
 from wganlab.runs import Run, find_runs
+from wganlab.tune import Search, Tune
 
 
 def test_the_best_of_k_is_expected_over_all_sets_of_k() -> None:
@@ -61,6 +62,23 @@ def test_a_grid_is_taken_in_any_order_and_seeds_give_the_interval(tmp_path: Path
 def test_a_search_is_taken_in_its_order(tmp_path: Path) -> None:
     _, found = tuning.curves(trials(tmp_path, {"wgan_gp": [[5, 7, 3, 4]]}, search=True))
     assert [one[0] for one in found["wgan_gp"]] == [5, 5, 3, 3]
+
+
+def test_a_study_is_tuned_by_the_score_that_it_names(tmp_path: Path) -> None:
+    """Two trials of an arm had inception scores of 2 and 4 at their best, one of 3, and one diverged after 9."""
+    best = [2.0, 4.0, 3.0, 9.0]
+    for trial, value in enumerate(best):
+        rows = f"step,eval/emd,eval/inception_score\n10,1,{value}\n20,1,1\n"
+        state = "failed" if value == 9 else "completed"
+        folder = make_run(tmp_path / f"{trial}", {"seed": 0, "trial": trial}, ["+arms=a"], rows, state)
+        write_json(folder / "summary.json", {"final": {"eval/emd": 1.0, "eval/inception_score": 1.0}})
+        if value == 9:
+            write_json(folder / "status.json", {"state": state, "error": "FloatingPointError: diverged"})
+    search = Search(Tune(trials=4, score="eval/inception_score", rule="BestScore"), find_runs([tmp_path]))
+    metric, found = tuning.curves([], search)
+    assert metric == "eval/inception_score"
+    # the worst of a score that is to be high is minus infinity; of sets of two, three have 4 and two more have 3
+    assert [one[0] for one in found["a"]] == [-math.inf, pytest.approx((3 * 4 + 2 * 3 + 2) / 6), pytest.approx(3.75), 4]
 
 
 def test_the_report_shows_it_and_leaves_it_out_where_nothing_was_tuned(tmp_path: Path) -> None:

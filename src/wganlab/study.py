@@ -118,7 +118,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
         return code
     runs = find_runs([where])
     found = verdicts(folder, runs, Path(where), budget=budget_of(overrides))
-    write_report(runs, Path(where), question=study.question, verdicts=found, searched=searched(where))
+    write_report(runs, Path(where), question=study.question, verdicts=found, search=searched(study.tune, where))
     for verdict in found:
         print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
         print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}; p {verdict.tested}")

@@ -92,15 +92,26 @@ def arm_ranges(folder: Path, arm: str) -> dict[str, str]:
     return found
 
 
-def settings(tune: Tune, searched: Sequence[Run], ranges: Mapping[str, Mapping[str, str]]) -> dict[str, Setting]:
+class Search(NamedTuple):
+    """How the arms of a study were tuned, and its runs."""
+
+    tune: Tune
+    runs: Sequence[Run]
+
+    def score(self, run: Run) -> float:
+        """The score of a trial, signed so that lower is better; infinite of one that diverged or was not scored."""
+        score = None if run.diverged else RULES[self.tune.rule](run, self.tune.score)
+        return math.inf if score is None else metric_of(self.tune.score).sign * score
+
+
+def settings(search: Search, ranges: Mapping[str, Mapping[str, str]]) -> dict[str, Setting]:
     """The best setting of each arm, from the runs of the search. Raises ConfigError where trials are missing."""
-    sign, found = metric_of(tune.score).sign, dict[str, Setting]()
+    tune, found = search.tune, dict[str, Setting]()
     for arm, of_arm in ranges.items():
         scores: dict[int, tuple[float, Run]] = {}
-        for run in searched:
+        for run in search.runs:
             if run.overrides.get("arms") == arm and (run.diverged or run.state == Status.COMPLETED):
-                score = None if run.diverged else RULES[tune.rule](run, tune.score)
-                scores[int(run.config["trial"])] = (math.inf if score is None else sign * score, run)
+                scores[int(run.config["trial"])] = (search.score(run), run)
         if missing := [trial for trial in range(tune.trials) if trial not in scores]:
             which = ", ".join(map(str, missing))
             raise ConfigError("tune", f": of arm {arm}, trials are missing or have failed: {which}; run it again")
@@ -109,7 +120,7 @@ def settings(tune: Tune, searched: Sequence[Run], ranges: Mapping[str, Mapping[s
             raise ConfigError("tune", f": of arm {arm}, no trial has a {tune.score}")
         values = {key: OmegaConf.select(OmegaConf.create(run.config), key) for key in of_arm}
         edges = [key for key, text in of_arm.items() if is_at_edge(key, text, trial)]
-        found[arm] = Setting(trial, sign * score, values, edges)
+        found[arm] = Setting(trial, metric_of(tune.score).sign * score, values, edges)
     return found
 
 
@@ -123,7 +134,7 @@ def tuned_sweeps(folder: Path, tune: Tune, arguments: Sequence[str], where: str)
     print(f"tuning: {tune}", flush=True)
     search = {"seed": tune.seed, **tune.sweep, "trial": f"range({tune.trials})", "hydra.sweep.dir": tuning_dir(where)}
     yield replaced(arguments, search)
-    for arm, setting in settings(tune, searched(where), ranges).items():
+    for arm, setting in settings(searched(tune, where) or Search(tune, []), ranges).items():
         print(f"{arm}: {setting}", flush=True)
         yield replaced(arguments, {"+arms": arm, "trial": setting.trial})
 
@@ -133,9 +144,10 @@ def tuning_dir(where: str | Path) -> str:
     return f"{where}_tuning"
 
 
-def searched(where: str | Path) -> list[Run]:
-    """The runs of the search of a study; none where it does not tune."""
-    return find_runs([tuning_dir(where)]) if Path(tuning_dir(where)).is_dir() else []
+def searched(tune: Tune | None, where: str | Path) -> Search | None:
+    """The search of a study; None where it does not tune, or has not begun to."""
+    there = Path(tuning_dir(where)).is_dir()
+    return Search(tune, find_runs([tuning_dir(where)])) if tune and there else None
 
 
 def replaced(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:

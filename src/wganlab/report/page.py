@@ -17,6 +17,7 @@ from wganlab.report.tables import REAL, cell, columns_of, real_row
 from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
 from wganlab.runs import Run
 from wganlab.schema import leaves
+from wganlab.tune import Search
 
 
 def write_report(
@@ -25,16 +26,16 @@ def write_report(
     *,
     question: str | None = None,
     verdicts: Sequence[Verdict] = (),
-    searched: Sequence[Run] = (),
+    search: Search | None = None,
     going_on: bool = False,
 ) -> None:
     """Write results.csv and index.html to ``output``; of a study also verdicts.json and verdicts.md.
 
-    ``searched`` are the runs of the search that tuned the arms of a study. The page of runs that are ``going_on``
+    ``search`` is that which tuned the arms of a study. The page of runs that are ``going_on``
     loads itself again.
     """
     records = results(runs)
-    page = render(runs, records, question=question, verdicts=verdicts, searched=searched, going_on=going_on)
+    page = render(runs, records, question=question, verdicts=verdicts, search=search, going_on=going_on)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "results.csv", to_csv(records))
     if verdicts:
@@ -58,7 +59,7 @@ def render(
     *,
     question: str | None = None,
     verdicts: Sequence[Verdict] = (),
-    searched: Sequence[Run] = (),
+    search: Search | None = None,
     going_on: bool = False,
 ) -> str:
     """The page as one HTML document that holds its images, figures, style and script, and fetches nothing."""
@@ -92,7 +93,7 @@ def render(
         emd_real={r["final/eval/emd_real"] for r in records if "final/eval/emd_real" in r},
         differing={key: [values[names.index(arm)] for arm in colours] for key, values in differing_keys(runs).items()},
         forest=figures.svg(forest.figure(verdicts)) if verdicts else "",
-        curves=curves(runs, names, searched),
+        curves=curves(runs, names, search),
         explored=explored,
         plotly=explore.library() if explored else "",
         panels=panels,
@@ -107,9 +108,9 @@ def render(
 FOLDED = {"Other scores": "eval/", "The critic": "critic/", "The generator, and speed": ""}
 
 
-def curves(runs: Sequence[Run], names: Sequence[str], searched: Sequence[Run]) -> dict[str, list[str]]:
+def curves(runs: Sequence[Run], names: Sequence[str], search: Search | None) -> dict[str, list[str]]:
     """The figures of a page by kind, as SVG: under "" those of the main score, which are seen at first."""
-    drawn, every, tuned = figures.curves(runs, names), figures.headlines(runs, names), tuning.figure(searched or runs)
+    drawn, every, tuned = figures.curves(runs, names), figures.headlines(runs, names), tuning.figure(runs, search)
     main = main_column([*drawn])
     others = [figure for figure in (figures.heat_map(main, runs), tuned) if figure]
     found = {"": [of.pop(main) for of in (drawn, every) if main in of] + others}

@@ -12,6 +12,7 @@ from wganlab.report.compare import arms, longest, results
 from wganlab.report.tables import latex_table, markdown_table
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
+from wganlab.tune import Search
 
 
 def export(
@@ -21,7 +22,7 @@ def export(
     samples_at_epochs: Sequence[int] = (),
     grids_at_steps: Sequence[int] = (),
     published: Path | None = None,
-    searched: Sequence[Run] = (),
+    search: Search | None = None,
 ) -> None:
     """Write table.md and table.tex, samples.png (last grids side by side) and each curve as SVG.
 
@@ -54,10 +55,10 @@ def export(
     for metric, curve in figures.curves(runs, names).items():
         name = re.sub(r"[^\w.-]", "_", metric)
         write_text(folder / f"{name}.svg", figures.svg(curve))
-    tuned = tuning.figure(searched or runs)
+    tuned = tuning.figure(runs, search)
     if tuned is not None:
         write_text(folder / "tuning.svg", figures.svg(tuned))
-        write_text(folder / "tuning.md", tuning.table(searched or runs))
+        write_text(folder / "tuning.md", tuning.table(runs, search))
 
 
 def publish_page(page: Path, pieces: Path) -> list[Path]:

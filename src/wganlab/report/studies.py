@@ -89,8 +89,8 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     study = read_study(folder)
     pieces = sweep_dir / "export"
     found = verdicts(folder, runs, sweep_dir, budget=budget)
-    search = searched(sweep_dir)
-    write_report(runs, pieces, question=study.question, verdicts=found, searched=search)
+    search = searched(study.tune, sweep_dir)
+    write_report(runs, pieces, question=study.question, verdicts=found, search=search)
     published = folder / "published.csv"
     export(
         runs,
@@ -98,12 +98,12 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         samples_at_epochs=study.samples_at_epochs,
         grids_at_steps=study.grids_at_steps,
         published=published if published.is_file() else None,
-        searched=search,
+        search=search,
     )
-    if study.tune and search:
+    if search:
         tuned = dict.fromkeys(run.overrides["arms"] for run in runs)
-        found_settings = settings(study.tune, search, {arm: arm_ranges(folder, arm) for arm in tuned})
-        text = f"\nBest settings of {study.tune}:\n\n{table(found_settings)}"
+        found_settings = settings(search, {arm: arm_ranges(folder, arm) for arm in tuned})
+        text = f"\nBest settings of {search.tune}:\n\n{table(found_settings)}"
         write_text(pieces / "tuning.md", (pieces / "tuning.md").read_text() + text)
     written = [*publish_page(folder / "README.md", pieces), folder / "scores.csv"]
     write_text(written[-1], scores_csv(runs, arms(runs)))

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from wganlab.report.figures import STYLE, as_text, colours
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run, Status
 from wganlab.statistics import interval
+from wganlab.tune import Search
 
 #: Runs with fewer trials than this are no tuning.
 MIN_TRIALS = 3
@@ -28,21 +29,29 @@ def expected_best(values: Sequence[float], k: int) -> float:
     return sum(value * times for value, times in sets if times) / math.comb(n, k)
 
 
-def curves(runs: Sequence[Run]) -> tuple[str, dict[str, Curve]]:
+def curves(runs: Sequence[Run], search: Search | None = None) -> tuple[str, dict[str, Curve]]:
     """The tuned score, and by arm the mean and its 95% interval over seeds of the best of 1, 2, ... trials.
 
-    An arm is one of a study, or a search by Optuna. A trial is one of its runs, scored after its last step; a run that
-    diverged is a trial with the worst score. The trials of a grid have no order, so the best of k is the mean over all
-    sets of k of them. A search learns from trial to trial, so the best of k is that of its first k. Empty unless every
-    arm has MIN_TRIALS trials with each seed, all scored by one protocol.
+    The trials are the runs of the ``search`` of a study, whose score it is; else ``runs``, by what searches minimise.
+
+    An arm is one of a study, or a search by Optuna. A run that diverged is a trial with the worst score. The trials of
+    a grid have no order, so the best of k is the mean over all sets of k of them. A search learns from trial to trial,
+    so the best of k is that of its first k. Empty unless every arm has MIN_TRIALS trials with each seed, all scored by
+    one protocol.
     """
+    runs = search.runs if search else runs
     groups: dict[str, dict[object, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         arm = run.overrides.get("arms") or run.choices.get("search")
         if arm and (run.state == Status.COMPLETED or run.diverged):
             groups[arm][run.config.get("seed")].append(run)
     objective = objective_of({key: value for run in runs for key, value in run.summary.get("final", {}).items()})
-    metric = objective[0] if objective else ""
+    metric = search.tune.score if search else objective[0] if objective else ""
+
+    def score(run: Run) -> float:
+        """Of a trial: lower is better."""
+        return search.score(run) if search else run.summary.get("final", {}).get(metric, math.inf)
+
     protocols = {run.protocol.get("id") for run in runs if run.summary}
     if (
         not metric
@@ -50,16 +59,18 @@ def curves(runs: Sequence[Run]) -> tuple[str, dict[str, Curve]]:
         or min((len(trials) for seeds in groups.values() for trials in seeds.values()), default=0) < MIN_TRIALS
     ):
         return metric, {}
+    sign = metric_of(metric).sign
     return metric, {
-        arm: curve([best_of_first(trials, metric) for trials in seeds.values()]) for arm, seeds in groups.items()
+        arm: curve([[sign * best for best in best_of_first(trials, score)] for trials in seeds.values()])
+        for arm, seeds in groups.items()
     }
 
 
-def best_of_first(trials: Sequence[Run], metric: str) -> list[float]:
+def best_of_first(trials: Sequence[Run], score: Callable[[Run], float]) -> list[float]:
     """The best score of 1, 2, ... of the trials of one seed: a list as long as the trials."""
     if "search" in trials[0].choices:
         trials = sorted(trials, key=lambda run: str(run.status.get("started")))
-    values = [run.summary.get("final", {}).get(metric, math.inf) for run in trials]
+    values = [*map(score, trials)]
     if "search" in trials[0].choices:
         return list(itertools.accumulate(values, min))
     return [expected_best(values, k + 1) for k in range(len(values))]
@@ -68,12 +79,12 @@ def best_of_first(trials: Sequence[Run], metric: str) -> list[float]:
 def curve(seeds: Sequence[Sequence[float]]) -> Curve:
     """Mean and interval over seeds, for each number of trials that all seeds have."""
     together = zip(*seeds, strict=False)
-    return [interval(values) if all(map(math.isfinite, values)) else (math.inf,) * 3 for values in together]
+    return [interval(values) if all(map(math.isfinite, values)) else (sum(values),) * 3 for values in together]
 
 
-def figure(runs: Sequence[Run]) -> Figure | None:
+def figure(runs: Sequence[Run], search: Search | None = None) -> Figure | None:
     """The curves, the score on a logarithmic axis; None where nothing was tuned."""
-    metric, found = curves(runs)
+    metric, found = curves(runs, search)
     if not found:
         return None
     with mpl.rc_context(STYLE):
@@ -89,9 +100,9 @@ def figure(runs: Sequence[Run]) -> Figure | None:
     return drawn
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Run], search: Search | None = None) -> str:
     """The curves in Markdown; empty where nothing was tuned."""
-    metric, found = curves(runs)
+    metric, found = curves(runs, search)
     if not found:
         return ""
     columns = itertools.zip_longest(*found.values())
