@@ -21,7 +21,7 @@ from wganlab.locks import locked
 from wganlab.report import explore, figures
 from wganlab.report.compare import arms, differing_keys, results
 from wganlab.report.networks import samples_by_epoch
-from wganlab.report.page import write_report
+from wganlab.report.page import data_uri, write_report
 from wganlab.report.publish import export
 from wganlab.report.tables import cell, columns_of, latex, latex_table, markdown_table, tables
 from wganlab.report.watch import watch
@@ -430,6 +430,8 @@ def test_page_in_a_browser(sweep: Path, tmp_path: Path) -> None:
     assert seen["rows"] == 4, "three runs and what real samples score"
     assert "completed" in seen["cells"]
     assert len(seen["figures"]) == 11 + 3, "eleven learning curves and three histograms"
+    page = (sweep / "index.html").read_text()
+    assert page.count(data_uri(sweep / "loss=gan" / "samples" / "step_00000012.png")) == 1, "grids are most of a page"
     assert min(seen["figures"]) > 100
     assert "epochs: loss=wgan_clip; loss=wgan_gp" in seen["text"]
 

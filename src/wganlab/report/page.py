@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def render(
         plotly=explore.library() if explored else "",
         panels=panels,
         steps=sorted({step for run in shown.values() for step in run.samples}),
-        samples_json=json.dumps([panel["samples"] for panel in panels]).replace("</", "<\\/"),
+        samples_json=json.dumps([without_last(panel["samples"]) for panel in panels]).replace("</", "<\\/"),
         seconds_json=json.dumps([panel["seconds"] for panel in panels]),
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -130,6 +130,11 @@ def panel(run: Run, arm: str, colour: str) -> dict[str, Any]:
         "seconds": {step: seconds_at(run, step) for step in run.samples},
         "histogram": histogram(run, colour),
     }
+
+
+def without_last(samples: Mapping[int, str]) -> dict[int, str | None]:
+    """Samples by step, without those of the last one, which the page shows at first."""
+    return {step: None if step == max(samples) else uri for step, uri in samples.items()}
 
 
 def describe(runs: Sequence[Run], protocol: str | None) -> str:
