@@ -74,6 +74,8 @@ class Compiled(type):
 def disable(function: Callable, recursive: bool = True, **options: Any) -> Callable:
     """``torch.compiler.disable`` for as long as there is nothing to disable."""
     real = functools.cache(lambda: whole(COMPILER).disable(function, recursive, **options))
+    if is_stood_in_for(COMPILER):  # torch would look for it anew in every step of an optimizer
+        vars(sys.modules["torch"])["_dynamo"] = sys.modules[COMPILER]
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
