@@ -78,6 +78,7 @@ note = torch.compiler.disable(lambda: calls.append(torch.compiler.is_compiling()
 note()
 import torch._dynamo.eval_frame as part  # by name, with no word of the whole
 assert part is torch._dynamo.eval_frame is sys.modules["torch._dynamo"].eval_frame
+assert part.__spec__.origin == part.__file__
 layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
 compiled = torch.compile(layer, backend="eager")
 assert isinstance(compiled, OptimizedModule) and not isinstance(layer, OptimizedModule)

@@ -96,14 +96,17 @@ class CompilerFinder(MetaPathFinder):
 
 
 class Imported(Loader):
-    """Gives a module that has been imported on the way to it."""
+    """Gives a module that has been imported on the way to it, and leaves it as it is."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """The module itself."""
-        return sys.modules[spec.name]
+        module = sys.modules[spec.name]
+        self.own_spec = module.__spec__
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has been executed."""
+        """It has been executed; whoever asks where it comes from is to find its own spec."""
+        module.__spec__ = self.own_spec
 
 
 class Torchmetrics(ModuleType):
