@@ -10,7 +10,7 @@ from torch import nn
 from tests.conftest import config
 from wganlab.build import construct
 from wganlab.networks import dcgan, mlp, r3gan, random_architecture, resnet, upsample_dcgan
-from wganlab.networks.layers import Dropout, MinibatchDiscrimination, Padding, doubling, halving
+from wganlab.networks.layers import DoublingConv2d, Dropout, MinibatchDiscrimination, Padding, doubling, halving
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 48, 64)]
 
@@ -43,6 +43,18 @@ def test_pairs_make_and_score_every_shape(module: Any, shape: tuple[int, ...], n
 
 def layers(network: nn.Module, kind: type | tuple[type, ...]) -> list:
     return [module for module in network.modules() if isinstance(module, kind)]
+
+
+def test_doubling_and_convolving_in_one_equals_the_two_layers() -> None:
+    in_one = DoublingConv2d(3, 2).double()
+    two = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 2, 5, padding=2, bias=False)).double()
+    two[1].weight = in_one.weight
+    maps = torch.randn(4, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(in_one(maps), two(maps), atol=1e-12)
+    towards = torch.randn(4, 2, 10, 14, dtype=torch.float64)
+    gradients = [torch.autograd.grad((layer(maps) * towards).sum(), [maps, in_one.weight]) for layer in (in_one, two)]
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, atol=1e-12)
 
 
 def test_upsample_dcgan_is_the_published_one() -> None:

@@ -83,6 +83,30 @@ def doubling(before: int, after: int, padding: Padding) -> list[nn.Module]:
     return [nn.ConvTranspose2d(before, after, 5, stride=2, padding=1, bias=False), crop]
 
 
+def fall_together(taps: Tensor) -> Tensor:
+    """(..., 5) to (..., 2, 3): what a kernel on doubled pixels gives to three single ones, at even and odd places."""
+    a, b, c, d, e = taps.unbind(-1)
+    return torch.stack([torch.stack([a + b, c + d, e], -1), torch.stack([a, b + c, d + e], -1)], -2)
+
+
+class DoublingConv2d(nn.Conv2d):
+    """Nearest-neighbour doubling of height and width, then a 5x5 convolution that keeps them, without bias, in one.
+
+    On doubled maps a 5x5 kernel meets only 3x3 different pixels. So four 3x3 kernels, sums of the weights
+    (after, before, 5, 5), make the four pixels that each one becomes: 9 products for each in place of 25. Equal to the
+    two layers up to rounding.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after, 5, padding=1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        columns = fall_together(self.weight)  # after, before, row tap, odd column, column
+        kernels = fall_together(columns.movedim(2, -1)).permute(0, 4, 2, 1, 5, 3)
+        kernels = kernels.reshape(-1, self.in_channels, 3, 3).contiguous(memory_format=torch.channels_last)
+        return nn.functional.pixel_shuffle(nn.functional.conv2d(images, kernels, padding=1), 2)
+
+
 def check_halvings(n_filters: int, times: int) -> None:
     """Raises ValueError when a width cannot be halved so many times."""
     if n_filters % 2**times:

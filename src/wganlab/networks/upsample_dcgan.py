@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from wganlab.networks.layers import (
+    DoublingConv2d,
     Dropout,
     FeatureCritic,
     Norm,
@@ -59,7 +60,7 @@ class Generator(nn.Module):
         for block in range(n_blocks):
             after = n_filters // 2**block
             # the source's last block is a transposed convolution of stride 1: a convolution with its kernel turned
-            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 5, padding=2, bias=False)]
+            layers += [nn.Identity(), DoublingConv2d(before, after)]  # two, as checkpoints number them
             layers += norms(after, block + 1)
             before = after
         last = nn.Conv2d(before, shape[0], 5, padding=2, bias=output_bias)
