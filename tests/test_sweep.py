@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tests.conftest import config, in_process, wganlab, without_account
 from wganlab.folders import check_same_run
 from wganlab.launch import resume
-from wganlab.runs import Run
+from wganlab.runs import Run, Status
 from wganlab.schema import ConfigError
 from wganlab.validate import validate
 
@@ -102,6 +102,21 @@ def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:
     again = wganlab(*COMMAND, command[-1], cwd=tmp_path, REPAIRED=str(tmp_path / "repaired"))
     assert again.returncode == 0, again.stdout + again.stderr
     assert set(states(tmp_path / "out").values()) == {"completed"}, "by another launcher, too"
+
+
+def test_a_signal_to_the_sweep_alone_stops_its_workers_once_they_have_saved(tmp_path: Path) -> None:
+    command = ["train", "-m", *TOY, *QUICK, *SILENT, "hydra.sweep.dir=out", "seed=0,1", "steps=100000"]
+    line = [sys.executable, "-m", "wganlab", *command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    runs = [Run(tmp_path / "out" / f"seed={seed}") for seed in (0, 1)]
+    with subprocess.Popen(line, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL) as sweep:
+        while not all((run.folder / "checkpoints" / "last.ckpt").exists() for run in runs):
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        sweep.terminate()
+        assert sweep.wait(timeout=60) == 128 + signal.SIGTERM
+    for run in runs:
+        assert run.state == Status.STOPPED, "and nobody goes on"
+        assert re.search(r"stopped by SIGTERM after generator step \d+ \(saved\)", run.status["error"])
 
 
 def test_two_processes_on_one_sweep_do_not_run_a_job_twice(tmp_path: Path) -> None:

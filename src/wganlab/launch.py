@@ -43,7 +43,7 @@ from wganlab.places import at_hand, is_move
 from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, check_value
-from wganlab.sweeps import run_sweep
+from wganlab.sweeps import run_sweep, stopping_workers
 from wganlab.validate import complete, parameters_at, validate
 
 #: Errors whose message says all: no traceback is shown.
@@ -153,7 +153,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None, name: str 
         jobs = plan_sweep(hydra, overrides)
         context = hydra.context(jobs.master, jobs)
         context.callbacks.on_multirun_start(config=jobs.master, config_name=name)
-        with raising_for_all_ranks():
+        with raising_for_all_ranks(), stopping_workers(Path(jobs.master.hydra.sweep.dir)):
             code = jobs.search(context) if search.is_search(jobs.master.hydra) else jobs.launch(context)
         context.callbacks.on_multirun_end(config=jobs.master, config_name=name)
         return code

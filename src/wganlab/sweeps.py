@@ -1,13 +1,21 @@
 """A sweep as a whole: all its jobs, whatever becomes of each."""
 
+import multiprocessing
 import os
 import secrets
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from wganlab.runs import Run, Status
 
+#: Seconds within which the runs of workers end their step and save.
+PATIENCE = 60
 #: Jobs that have not ended by themselves are launched again, so often without progress.
 ATTEMPTS = 2
 
@@ -34,6 +42,35 @@ def run_sweep(launch: Callable[[list[list[int]]], object], folders: Sequence[Pat
         without_progress = 0 if still_open < before else without_progress + 1
         if failure is None or not left or without_progress == ATTEMPTS:
             return report(folders, failure)
+
+
+@contextmanager
+def stopping_workers(base: Path) -> Iterator[None]:
+    """Within it, SIGTERM to this process stops the runs of the workers that it has started, too, once they have saved.
+
+    Who signals one process, as ``timeout`` and ``kill`` do, would leave them at work with nobody to end them.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        workers, until = multiprocessing.active_children(), time.monotonic() + PATIENCE
+        for worker in workers:
+            worker.terminate()
+        while (
+            workers
+            and time.monotonic() < until
+            and any(Run(path.parent).state == Status.RUNNING for path in base.rglob("status.json"))
+        ):
+            time.sleep(0.1)
+        raise KeyboardInterrupt(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there does Python let handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def state(folder: Path) -> tuple[Status, str]:
