@@ -21,7 +21,8 @@ from wganlab.cli import main
 from wganlab.config import composer, parse, split_sweep, without_hydra
 from wganlab.data.mnist import FILES
 from wganlab.data.stream import Batch
-from wganlab.launch import plan_run, plan_sweep
+from wganlab.launch import plan_run
+from wganlab.sweeps import plan_sweep
 from wganlab.validate import parameters_at, training_config
 
 #: Set by W&B's agent, schedulers and torchrun: with one of them a run would take itself for a part of something.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 #: What the process imports that others are forks of.
-IMPORTED = [f"wganlab.{name}" for name in ("launch", "training", "report.page", "evaluate", "sample", "export")]
+IMPORTED = [f"wganlab.{name}" for name in ("sweeps", "training", "report.page", "evaluate", "sample", "export")]
 IMPORTED += ["wandb", "ot", "scipy.stats", "sklearn.metrics", "torchvision.transforms.functional"]
 
 

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import TINY, config, plan, wganlab, without_account
 from wganlab.config import composer, conf_dir
-from wganlab.launch import plan_sweep
 from wganlab.runs import Run
 from wganlab.schema import HYDRA_KEYS, locate, parameters
+from wganlab.sweeps import plan_sweep
 from wganlab.validate import validate
 
 SMALL = [
@@ -40,12 +40,12 @@ def content(folder: Path) -> dict[Path, bytes]:
 #: Runs two commands in one process each, without the seconds that it takes to start: a pipe says when.
 RACER = """
 import sys
-from wganlab import launch
+from wganlab import launch, sweeps
 from wganlab.cli import report_error
 for line in sys.stdin:
     mode, *arguments = line.split()
     try:
-        code = launch.sweep(arguments) if mode == "sweep" else launch.run(arguments) and 0
+        code = sweeps.sweep(arguments) if mode == "sweep" else launch.run(arguments) and 0
     except Exception as error:
         code = report_error(error)
     print("CODE", code, flush=True)

@@ -69,7 +69,8 @@ def train(arguments: Sequence[str]) -> int | None:
         ask_hydra([*(text for text in arguments if text not in given), *given])
         return 0
     where = {"config_dir": options.config_dir, "name": options.config_name}
-    from wganlab.launch import run, sweep
+    from wganlab.launch import run
+    from wganlab.sweeps import sweep
 
     if any(text.startswith("run=") for text in options.overrides):
         run([text for text in arguments if text in options.overrides or text.startswith("-")])

@@ -105,9 +105,9 @@ def run(name: str, overrides: Sequence[str]) -> int:
 
     The page shows an incomplete study, too.
     """
-    from wganlab.launch import sweep  # imports torch, which help and index do without
     from wganlab.report.page import write_report
     from wganlab.report.studies import log_verdicts
+    from wganlab.sweeps import sweep  # imports torch, which help and index do without
 
     folder = find_study(name)
     arguments, where = multirun(folder, overrides)
