@@ -18,10 +18,11 @@ from torch import Tensor
 from tests import forked
 from tests.isolation import isolated
 from wganlab.cli import main
-from wganlab.config import composer, parse, split_sweep, without_hydra
+from wganlab.config import composer, without_hydra
 from wganlab.data.mnist import FILES
 from wganlab.data.stream import Batch
 from wganlab.launch import plan_run
+from wganlab.overrides import parse, split_sweep
 from wganlab.sweeps import plan_sweep
 from wganlab.validate import parameters_at, training_config
 

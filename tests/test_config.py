@@ -10,7 +10,8 @@ import torch
 
 from tests.conftest import LOSSES, config, plan
 from wganlab.build import build_module, construct, generator_steps
-from wganlab.config import conf_dir, folder_name
+from wganlab.config import conf_dir
+from wganlab.overrides import folder_name
 from wganlab.schema import ConfigError
 from wganlab.training import fit
 from wganlab.validate import validate

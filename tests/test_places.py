@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import LOSSES, in_process, plan
-from wganlab.config import as_typed, parse
+from wganlab.overrides import as_typed, parse
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
 

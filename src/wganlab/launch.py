@@ -23,17 +23,11 @@ from pydantic import PositiveInt
 
 from wganlab import search
 from wganlab.callbacks.interruption import StoppedError
-from wganlab.config import (
-    Composer,
-    as_typed,
-    composer,
-    parse,
-    raise_failure,
-    without_hydra,
-)
+from wganlab.config import Composer, composer, raise_failure, without_hydra
 from wganlab.environment import is_further_rank, is_submitit, place, submitit_signals
 from wganlab.folders import BUDGETS, check_folder, check_same_run
 from wganlab.locks import BusyError
+from wganlab.overrides import as_typed, parse
 from wganlab.places import at_hand, is_move
 from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run

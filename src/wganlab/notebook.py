@@ -18,9 +18,9 @@ from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
-from wganlab.config import parse
 from wganlab.labels import Classes
 from wganlab.loggers import own_session
+from wganlab.overrides import parse
 from wganlab.runs import Run
 from wganlab.sample import draw_parts, labels_for, load_networks
 from wganlab.schema import ConfigError

@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from pydantic import PositiveFloat, PositiveInt
 
-from wganlab.config import conf_dir, parse, split_sweep
+from wganlab.config import conf_dir
 from wganlab.environment import is_further_rank, place
+from wganlab.overrides import parse, split_sweep
 from wganlab.report.claims import Claim, read_claims
 from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs

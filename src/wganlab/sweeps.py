@@ -20,20 +20,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wganlab import search
-from wganlab.config import (
-    Composer,
-    as_typed,
-    composer,
-    name_jobs_by_what_varies,
-    parse,
-    quote,
-    raise_failure,
-    split_sweep,
-    without_hydra,
-)
+from wganlab.config import Composer, composer, raise_failure, without_hydra
 from wganlab.environment import is_further_rank
 from wganlab.folders import check_folder, check_sweep, claimed_sweep
 from wganlab.launch import check_budget, fix_folder, job, raising_for_all_ranks
+from wganlab.overrides import as_typed, name_jobs_by_what_varies, parse, quote, split_sweep
 from wganlab.parallel import broadcast_object
 from wganlab.record import train_in
 from wganlab.runs import Run, Status

@@ -14,8 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import NonNegativeInt, PositiveInt
 
-from wganlab.config import parse, split_sweep
 from wganlab.metrics import metric_of
+from wganlab.overrides import parse, split_sweep
 from wganlab.ranges import is_at_edge, ranges_in
 from wganlab.runs import Run, Status, final_and_best, find_runs
 from wganlab.schema import ConfigError

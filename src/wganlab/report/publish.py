@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from wganlab.config import folder_name
 from wganlab.files import write_text
+from wganlab.overrides import folder_name
 from wganlab.report import epochs, figures, networks, tuning
 from wganlab.report.compare import arms, longest, results
 from wganlab.report.tables import latex_table, markdown_table
