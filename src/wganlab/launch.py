@@ -23,6 +23,7 @@ from pydantic import PositiveInt
 
 from wganlab import search
 from wganlab.callbacks.interruption import StoppedError
+from wganlab.checks import check_value
 from wganlab.config import Composer, composer, raise_failure, without_hydra
 from wganlab.environment import is_further_rank, is_submitit, place, submitit_signals
 from wganlab.folders import BUDGETS, check_folder, check_same_run
@@ -31,7 +32,7 @@ from wganlab.overrides import as_typed, parse
 from wganlab.places import at_hand, is_move
 from wganlab.record import DIVERGED, train_in
 from wganlab.runs import Run
-from wganlab.schema import ConfigError, check_value
+from wganlab.schema import ConfigError
 from wganlab.validate import complete, parameters_at, validate
 
 #: Errors whose message says all: no traceback is shown.

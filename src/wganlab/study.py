@@ -14,13 +14,14 @@ from typing import Any
 import yaml
 from pydantic import PositiveFloat, PositiveInt
 
+from wganlab.checks import check_call
 from wganlab.config import conf_dir
 from wganlab.environment import is_further_rank, place
 from wganlab.overrides import parse, split_sweep
 from wganlab.report.claims import Claim, read_claims
 from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
-from wganlab.schema import ConfigError, check_call
+from wganlab.schema import ConfigError
 from wganlab.tune import Tune, searched, tuned_sweeps
 
 Sweep = Mapping[str, str | int]

@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 
 from hydra.utils import get_class, get_method, get_object
 
-from wganlab.schema import ConfigError, Factory, group_class, import_target, item_hint, options, signature_hints
+from wganlab.checks import import_target
+from wganlab.schema import ConfigError, Factory, group_class, item_hint, options, signature_hints
 
 #: Functions that return what their ``path`` names.
 PASS_ON = (get_class, get_method, get_object)

@@ -21,6 +21,7 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
 from wganlab.build import construct, naming
 from wganlab.callbacks.compilation import Compile
+from wganlab.checks import check_call, check_value
 from wganlab.config import compose_config, composer, source_key, without_hydra
 from wganlab.contracts import Loss, MakeModule, Networks
 from wganlab.data import Source, size
@@ -32,8 +33,6 @@ from wganlab.runs import Run
 from wganlab.schema import (
     ConfigError,
     Factory,
-    check_call,
-    check_value,
     factory_arguments,
     group_class,
     is_node,

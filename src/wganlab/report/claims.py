@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from wganlab.checks import check_call
 from wganlab.metrics import metric_of
 from wganlab.report.compare import setting
 from wganlab.report.epochs import mean_over_epoch
 from wganlab.runs import Run, Status, final_and_best
-from wganlab.schema import ConfigError, check_call
+from wganlab.schema import ConfigError
 from wganlab.statistics import Test, share_test, sign_flip_test, sign_test, signed_rank_test, t_test
 
 At = Literal["final", "best", "gap", "mean"]
