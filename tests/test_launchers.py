@@ -38,9 +38,8 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.slow) for name in ("submitit_local", "ray"))]
-)
+@pytest.mark.slow  # joblib also runs the study of the README, and takes up a sweep whose worker was killed
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_a_study_runs_with_each_launcher_and_again_runs_only_what_is_missing(study: Path, launcher: str) -> None:
     command = ["study", "mine", f"hydra/launcher={launcher}", *[t for t in TINY if t != "callbacks.samples=null"]]
     done = wganlab(*command, cwd=study, OMP_NUM_THREADS="1")
