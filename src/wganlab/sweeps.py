@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from wganlab import search
 from wganlab.config import Composer, composer, raise_failure, without_hydra
-from wganlab.environment import is_further_rank
+from wganlab.environment import is_further_rank, place
 from wganlab.folders import check_folder, check_sweep, claimed_sweep
 from wganlab.launch import check_budget, fix_folder, job, raising_for_all_ranks
 from wganlab.overrides import as_typed, name_jobs_by_what_varies, parse, quote, split_sweep
@@ -199,7 +199,8 @@ def run_sweep(launch: Callable[[list[list[int]]], object], folders: Sequence[Pat
 def stopping_workers(base: Path) -> Iterator[None]:
     """Within it, SIGTERM to this process stops the runs of the workers that it has started, too, once they have saved.
 
-    Who signals one process, as ``timeout`` and ``kill`` do, would leave them at work with nobody to end them.
+    Who signals one process, as ``timeout`` and ``kill`` do, would leave them at work with nobody to end them. Ranks of
+    torchrun or srun start no workers, and keep what ends them.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -213,7 +214,7 @@ def stopping_workers(base: Path) -> Iterator[None]:
     def is_at_work(status: Path) -> bool:
         return Run(status.parent).state == Status.RUNNING
 
-    if threading.current_thread() is not threading.main_thread():  # only there does Python let handlers be set
+    if place() or threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
