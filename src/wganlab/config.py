@@ -6,6 +6,7 @@ launcher can be made.
 
 import contextlib
 import difflib
+import functools
 import io
 import re
 import traceback
@@ -90,11 +91,10 @@ class Composer:
         except Exception as error:  # of Hydra, of OmegaConf, of YAML and of the disk
             key, hint = unknown_key(error), ""
             if key:
-                others, (parent, _, name) = self._without(key, overrides, master), key.rpartition(".")
-                if key not in self.parameters and name in self.parameters_at(others, parent):
-                    self.parameters.add(key)
-                    return self.compose(overrides, master)
-                hint = self._suggestion(key, others)
+                others = functools.cache(functools.partial(self._without, key, overrides, master))
+                if key not in self.parameters and (found := self._with_parameter(key, overrides, master, others)):
+                    return found
+                hint = self._suggestion(key, others())
             if GROUP_VALUE in str(error):
                 hint = next(filter(None, map(self._choices, overrides)), "")
             about = [text for text in overrides if not text.startswith(OWN_OVERRIDES)]
@@ -126,6 +126,24 @@ class Composer:
     def context(self, config: DictConfig, loader: Any = None) -> HydraContext:
         """What Hydra's launchers work with; ``loader`` may stand for Hydra's own."""
         return HydraContext(config_loader=loader or self.loader, callbacks=Callbacks(config))
+
+    def _with_parameter(
+        self, key: str, overrides: Sequence[str], master: DictConfig | None, others: Callable[[], DictConfig]
+    ) -> DictConfig | None:
+        """The config with a key that no YAML shows; None where it is no parameter of what stands at its node, there or
+        among the ``others``, before an override deletes it."""
+        parent, _, name = key.rpartition(".")
+        self.parameters.add(key)
+        try:
+            config = self.compose(overrides, master)  # first, since the others are seldom needed, and take as long
+            if any(name in self.parameters_at(one(), parent) for one in (lambda: config, others)):
+                return config
+        except ConfigError as error:
+            if isinstance(error.__cause__, Exception) and unknown_key(error.__cause__) not in ("", key):
+                self.parameters.discard(key)
+                raise
+        self.parameters.discard(key)
+        return None
 
     def _without(self, key: str, overrides: Sequence[str], master: DictConfig | None) -> DictConfig:
         """What the other overrides compose to, before any deletes its node; the config without any where they fail."""
