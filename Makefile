@@ -20,8 +20,9 @@ demo: $(VENV)/.run  ## train GAN, clipped WGAN and WGAN-GP on real handwriting a
 	@echo "open it in a browser: file://$(CURDIR)/$(DEMO)/index.html"
 	@echo "then try your own: $(BIN)/wganlab train -m loss=wgan_gp loss.n_critic=1,5 dataset=digits steps=1000"
 
+# one worker more than two cores, for tests that wait for processes of their own
 test: $(VENV)/.dev  ## run the test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(VENV)/.dev  ## all tests, slow ones included (an hour or two)
 	@$(MAKE) --no-print-directory test ARGS="-m 'slow or not slow' $(ARGS)"

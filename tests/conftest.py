@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from tests import forked
+from tests.forked import Fork
 from tests.isolation import isolated
 from wganlab.cli import main
 from wganlab.config import composer, without_hydra
@@ -62,6 +62,9 @@ TINY = [
     "callbacks.diagnostics.histograms_every=6",
 ]
 
+#: The MLP pair with layers that take no time: what is tested seldom needs those of the walk-through.
+NARROW = ["model.generator.hidden=[32,64]", "model.critic.hidden=[64,32]"]
+
 
 def images(stream: Iterable[list[Batch]]) -> list[Tensor]:
     """The images of each generator step that is left of a stream, (critic steps * batch, *shape)."""
@@ -101,14 +104,9 @@ def files(folder: Path) -> dict[str, int]:
 
 def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user without W&B account does, in a process of its own."""
-    command = [sys.executable, "-m", "wganlab", *arguments]
-    env = without_account(cwd) | environment
-    given = [one for one in arguments if one != "hydra/launcher=basic"]
-    studies = arguments[0] == "study" and len(given) == len(arguments) and not any(one[:2] == "--" for one in given)
-    starts_others = studies or any(one.startswith(STARTS_PROCESSES) for one in given)
-    if not starts_others and all(env.get(key) == os.environ.get(key) for key in READ_BY_IMPORTS):
-        return forked.run([*arguments], cwd, env)
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    process = begin(*arguments, cwd=cwd, **environment)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(["wganlab", *arguments], process.returncode or 0, out, err)
 
 
 def in_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -124,11 +122,17 @@ def in_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(["wganlab", *arguments], int(code or 0), out.getvalue(), err.getvalue())
 
 
-def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[str] | Fork:
     """The command in the background."""
+    env = without_account(cwd) | environment
+    given = [one for one in arguments if one != "hydra/launcher=basic"]
+    studies = arguments[0] == "study" and len(given) == len(arguments) and not any(one[:2] == "--" for one in given)
+    starts_others = studies or any(one.startswith(STARTS_PROCESSES) for one in given)
+    if not starts_others and all(env.get(key) == os.environ.get(key) for key in READ_BY_IMPORTS):
+        return Fork([*arguments], cwd, env)
     command = [sys.executable, "-m", "wganlab", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=cwd, env=without_account(cwd) | environment, text=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)  # type: ignore[call-overload]
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
@@ -189,7 +193,8 @@ def first_job(overrides: Sequence[str], *, config_dir: str | None = None) -> Dic
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real multirun over the three losses with W&B offline, and its report."""
     folder = tmp_path_factory.mktemp("user")
-    command = ["train", "-m", "loss=gan,wgan_clip,wgan_gp", "dataset=digits", *TINY, "hydra.sweep.dir=out"]
+    command = ["train", "-m", "loss=gan,wgan_clip,wgan_gp", "dataset=digits", *TINY, *NARROW]
+    command += ["hydra.sweep.dir=out"]
     done = wganlab(*command, cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
@@ -231,6 +236,15 @@ def real_data() -> Path:
     if not root:
         pytest.skip("WGANLAB_TEST_DATA does not name a folder with the real data sets")
     return Path(root)
+
+
+#: The files that take longest begin first, so that no worker ends with one while the others have nothing left.
+LONG = ("parallel", "sweep", "wandb", "resume", "readme", "study", "report", "vocabulary", "conditional", "launchers")
+
+
+@pytest.hookimpl(trylast=True)  # after their order has been drawn
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 def pytest_configure(config: pytest.Config) -> None:

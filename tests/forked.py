@@ -17,19 +17,49 @@ IMPORTED = [f"wganlab.{name}" for name in ("sweeps", "training", "report.page", 
 IMPORTED += ["wandb", "ot", "scipy.stats", "sklearn.metrics", "torchvision.transforms.functional"]
 
 
-def run(arguments: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """``wganlab`` with these arguments, and nothing in its environment but ``env``."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = (Path(folder, name) for name in ("out", "err"))
-        process = context.Process(target=work, args=(arguments, str(cwd), dict(env), str(out), str(err)))
-        process.start()
-        process.join(300)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(["wganlab", *arguments], 300)
-        return subprocess.CompletedProcess(["wganlab", *arguments], process.exitcode, out.read_text(), err.read_text())
+class Fork:
+    """``wganlab`` with these arguments, and nothing in its environment but ``env``; has what tests use of Popen."""
+
+    def __init__(self, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> None:
+        self.arguments, self.folder = arguments, tempfile.TemporaryDirectory()
+        self.printed = [Path(self.folder.name, name) for name in ("out", "err")]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
+        given = (arguments, str(cwd), dict(env), *map(str, self.printed))
+        self.process = context.Process(target=work, args=given)
+        self.process.start()
+        atexit.register(self.kill)  # before multiprocessing waits for what a test that has failed has left behind
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float = 300) -> int:
+        self.process.join(timeout)
+        if self.returncode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(["wganlab", *self.arguments], timeout)
+        atexit.unregister(self.kill)
+        return self.returncode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self.wait(timeout)
+        out, err = (path.read_text() for path in self.printed)
+        return out, err
 
 
 def work(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:

@@ -46,7 +46,7 @@ def test_loops_yield_the_images_of_a_generator_step(name: str, loss: str, images
 def test_bench_writes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     monkeypatch.setattr(bench, "WORKLOADS", {"toy": narrow("toy")})
-    quick = "--workloads toy --losses gan --seconds 4 --no-compile"
+    quick = "--workloads toy --losses gan --seconds 2 --no-compile"
     monkeypatch.setattr(sys, "argv", ["bench", *quick.split()])
     bench.main()
     (row,) = json.loads((tmp_path / "cpu.json").read_text())["rows"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import LOSSES, TINY, in_process, wganlab
+from tests.conftest import LOSSES, NARROW, TINY, in_process, wganlab
 from wganlab.config import conf_dir
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +134,7 @@ def test_bad_input_ends_with_one_line_and_code_2(arguments: list[str], expected:
 
 
 def test_folders_are_not_overwritten(tmp_path: Path) -> None:
-    command = ["train", *TINY, "steps=1", "logger=csv", "hydra.run.dir=mine"]
+    command = ["train", *TINY, *NARROW, "steps=1", "logger=csv", "hydra.run.dir=mine"]
     assert wganlab(*command, cwd=tmp_path).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
     again = in_process(*command, cwd=tmp_path)
@@ -158,7 +158,7 @@ def test_wheel_in_an_empty_folder_finds_its_config(tmp_path: Path) -> None:
         [sys.executable, "-c", where], cwd=empty, env=env, capture_output=True, text=True, check=True
     ).stdout
     assert Path(conf.strip()) == tmp_path / "site" / "wganlab" / "conf"
-    done = wganlab("train", *TINY, "steps=1", "logger=csv", "hydra.run.dir=run", cwd=empty, **env)
+    done = wganlab("train", *TINY, *NARROW, "steps=1", "logger=csv", "hydra.run.dir=run", cwd=empty, **env)
     assert done.returncode == 0, done.stderr
     done = wganlab("report", "run", cwd=empty, **env)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.loops import gradient_penalty, optimizers
-from tests.conftest import config
+from tests.conftest import NARROW, config
 from wganlab.adversarial import AdversarialModule
 from wganlab.build import build_module, construct
 from wganlab.callbacks.compilation import AUTO_CRITIC_STEPS
@@ -108,7 +108,7 @@ def plain_losses(loss: str, settings: DictConfig, module: AdversarialModule, rea
 @pytest.mark.parametrize("loss", ["gan", "wgan_clip", "wgan_gp"])
 def test_fifty_steps_are_those_of_a_plain_loop(loss: str) -> None:
     """All that makes training fast at once (own gradients, one pass, constant slopes, fused Adam) changes rounding."""
-    settings = config(f"loss={loss}", "model=mlp", "dataset=digits")
+    settings = config(f"loss={loss}", "model=mlp", "dataset=digits", *NARROW)
     module, plain = (build_module(settings, construct(settings, "dataset")).double() for _ in range(2))
     plain.load_state_dict(module.state_dict())
     random = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, composed, wganlab, without_account
+from tests.conftest import NARROW, TINY, composed, wganlab, without_account
 from wganlab.config import compose_config
 from wganlab.study import find_study, multirun
 
@@ -83,7 +83,7 @@ def snippets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_study_of_ones_own_runs(snippets: Path) -> None:
     (command,) = [c[1:] for c in COMMANDS if c[1:3] == ["study", "lr"]]
-    done = wganlab(*command, *TINY, "seed=0,1", "logger=csv", cwd=snippets)
+    done = wganlab(*command, *TINY, *NARROW, "seed=0,1", "logger=csv", cwd=snippets)
     assert done.returncode == 0, done.stderr
     assert "A rate of 1e-3 is better than one of 1e-4 (a hunch)" in done.stdout
 
@@ -91,7 +91,7 @@ def test_the_study_of_ones_own_runs(snippets: Path) -> None:
 def test_custom_loss_snippet_runs(snippets: Path) -> None:
     tmp_path = snippets
     (command,) = [c[1:] for c in COMMANDS if "--config-dir" in c]
-    done = wganlab(*command, *TINY, "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
+    done = wganlab(*command, *TINY, *NARROW, "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "completed 12 generator steps" in done.stdout
     assert "Hinge" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()

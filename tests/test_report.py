@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, begin, in_process, wganlab
+from tests.conftest import NARROW, TINY, begin, in_process, wganlab
 from wganlab.callbacks.history import History
 from wganlab.locks import locked
 from wganlab.report import explore, figures
@@ -582,7 +582,7 @@ def test_a_page_follows_a_sweep_until_its_last_job(tmp_path: Path, monkeypatch: 
         assert ('http-equiv="refresh"' in text) == going_on
         pages.append((len(runs), going_on))
 
-    sweep = begin("train", "-m", "seed=0,1", *TINY, "logger=csv", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    sweep = begin("train", "-m", "seed=0,1", *TINY, *NARROW, "logger=csv", "hydra.sweep.dir=sweep", cwd=tmp_path)
     watch([str(tmp_path / "sweep")], write)
     assert sweep.wait() == 0
     assert pages[0] == (1, True), "before the second has begun"

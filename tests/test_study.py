@@ -1,6 +1,8 @@
 """Studies: every arm composes and runs; arms differ in what they declare and in nothing else."""
 
 import csv
+import functools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import TINY, first_job, wganlab
 from wganlab.build import build_module
+from wganlab.config import composer
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError, leaves
 from wganlab.study import arm_names, find_study, multirun, read_study, several_at_a_time, studies
+from wganlab.sweeps import plan_sweep
+from wganlab.validate import parameters_at
 
 #: Data that need no files, of the same shape as far as the networks care.
 STAND_IN = {
@@ -23,20 +28,26 @@ STAND_IN = {
     "s3_cifar_horses": ["dataset=digits", "dataset.size=32", "extractor=classifier"],
     "s4_anime_faces": ["dataset=digits", "dataset.size=64"],
 }
-ARMS = [(name, arm) for name, folder in studies().items() for arm in arm_names(folder)]
+
+
+def command_line(study: str, *overrides: str) -> list[str]:
+    """What a study makes a multirun of, on data that are here, with the first trial of what is tuned."""
+    folder = find_study(study)
+    trial = ["trial=0"] if read_study(folder).tune else []
+    return multirun(folder, [*trial, *STAND_IN.get(study, []), *overrides])[0]
 
 
 def arm(study: str, name: str, *overrides: str) -> DictConfig:
     """The plain config of an arm."""
+    return first_job(command_line(study, f"arms={name}", *overrides), config_dir=str(find_study(study)))
+
+
+@pytest.mark.parametrize("study", studies())
+def test_every_arm_can_run(study: str) -> None:
     folder = find_study(study)
-    trial = ["trial=0"] if read_study(folder).tune else []
-    arguments, _ = multirun(folder, [f"arms={name}", *trial, *STAND_IN.get(study, []), *overrides])
-    return first_job(arguments, config_dir=str(folder))
-
-
-@pytest.mark.parametrize(("study", "name"), ARMS, ids=lambda value: value)
-def test_every_arm_can_run(study: str, name: str) -> None:
-    arm(study, name)
+    with composer("train", str(folder), parameters_at) as hydra:
+        _, jobs = plan_sweep(hydra, command_line(study, "seed=0")).plan()
+    assert {re.search(r"arms=(\w+)", name)[1] for name in jobs} == {*arm_names(folder)}  # type: ignore[index]
 
 
 def test_a_study_runs_a_job_on_each_core_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +119,15 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
 }
 
 
+@functools.cache
+def published_values(study: str) -> dict[str, object]:
+    """All values of the arm as_published, by key."""
+    return dict(leaves(plain(arm(study, "as_published"))))
+
+
 @pytest.mark.parametrize(("study", "name"), [(s, a) for s, arms in DIFFERENCES.items() for a in arms])
 def test_an_arm_differs_from_the_published_one_in_its_corrections_alone(study: str, name: str) -> None:
-    published = dict(leaves(plain(arm(study, "as_published"))))
-    other = dict(leaves(plain(arm(study, name))))
+    published, other = published_values(study), dict(leaves(plain(arm(study, name))))
     assert {key: other[key] for key in other if other[key] != published.get(key)} == DIFFERENCES[study][name]
     assert published.keys() == other.keys()
 

@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import config, in_process, wganlab, without_account
+from tests.conftest import begin, config, in_process, wait_for, wganlab, without_account
 from wganlab.folders import check_same_run
 from wganlab.launch import resume
 from wganlab.runs import Run, Status
@@ -109,9 +108,7 @@ def test_a_signal_to_the_sweep_alone_stops_its_workers_once_they_have_saved(tmp_
     line = [sys.executable, "-m", "wganlab", *command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     runs = [Run(tmp_path / "out" / f"seed={seed}") for seed in (0, 1)]
     with subprocess.Popen(line, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL) as sweep:
-        while not all((run.folder / "checkpoints" / "last.ckpt").exists() for run in runs):
-            assert sweep.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: all((run.folder / "checkpoints" / "last.ckpt").exists() for run in runs), "checkpoints")
         sweep.terminate()
         assert sweep.wait(timeout=60) == 128 + signal.SIGTERM
     for run in runs:
@@ -121,16 +118,12 @@ def test_a_signal_to_the_sweep_alone_stops_its_workers_once_they_have_saved(tmp_
 
 def test_two_processes_on_one_sweep_do_not_run_a_job_twice(tmp_path: Path) -> None:
     command = ["train", "-m", *TOY, *QUICK, *SILENT, "hydra.sweep.dir=out", "seed=0,1", "steps=600"]
-    line = [sys.executable, "-m", "wganlab", *command]
-    out = subprocess.PIPE
-    with subprocess.Popen(line, cwd=tmp_path, env=without_account(tmp_path), stdout=out, text=True) as first:
-        while not (tmp_path / "out" / "seed=0" / "metrics.csv").exists():
-            assert first.poll() is None
-            time.sleep(0.02)
-        first.send_signal(signal.SIGSTOP)
-        second = wganlab(*command, cwd=tmp_path)
-        first.send_signal(signal.SIGCONT)
-        printed, _ = first.communicate(timeout=120)
+    first = begin(*command, cwd=tmp_path)
+    wait_for((tmp_path / "out" / "seed=0" / "metrics.csv").exists, "a row")
+    first.send_signal(signal.SIGSTOP)
+    second = wganlab(*command, cwd=tmp_path)
+    first.send_signal(signal.SIGCONT)
+    printed, _ = first.communicate(timeout=120)
     assert second.returncode == 1
     assert re.search(r"^running +seed=0", second.stdout, re.MULTILINE)
     assert re.search(r"^completed +seed=1", second.stdout, re.MULTILINE)

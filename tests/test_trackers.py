@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, in_process, wganlab
+from tests.conftest import NARROW, TINY, in_process, wganlab
 
-RUN = ["logger=[wandb,tensorboard,mlflow]", "dataset=digits", *TINY, "callbacks.samples.every=6", "steps=12"]
+RUN = ["logger=[wandb,tensorboard,mlflow]", "dataset=digits", *TINY, *NARROW, "callbacks.samples.every=6", "steps=12"]
 RUN += ["callbacks.diagnostics.histograms_every=6", "hydra.run.dir=run"]
 
 
