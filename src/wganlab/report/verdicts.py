@@ -246,5 +246,5 @@ def protocol(verdicts: Sequence[Verdict]) -> str:
     return (
         f"Look {looks} at {len(first.stages[0])} planned seeds: every test is one-sided at {first.alpha:.2g}, so that "
         f"with {len(verdicts)} claims at most {ALPHA:.0%} of such studies err in any verdict; intervals are at "
-        f"{1 - 2 * first.alpha:.4g}. Of one arm the centre is the median, of two arms the mean.{matters}"
+        f"{1 - 2 * first.alpha:.4g}. Where signs or ranks decide, the centre is the median, else the mean.{matters}"
     )
