@@ -35,9 +35,9 @@ class Claim:
 
     The centre is the mean of differences and ratios, tested by Student's t and by an exact test, both of which must
     agree; and the median of one arm's numbers, tested by signs. With ``diverged="worst"`` a run that diverged counts as
-    worse than all others, and ranks decide of the median; without, such a run leaves the claim open. The metric "diverged" is itself
-    the share of runs that did. ``matters`` is the smallest difference from a bound that is of interest. A ``headline``
-    is among the sentences that open the index of all studies.
+    worse than all others, and ranks decide of the median; without, such a run leaves the claim open. The metric
+    "diverged" is itself the share of runs that did. ``matters`` is the smallest difference from a bound that is of
+    interest. A ``headline`` is among the sentences that open the index of all studies.
     """
 
     def __init__(
