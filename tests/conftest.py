@@ -62,6 +62,9 @@ TINY = [
     "callbacks.diagnostics.histograms_every=6",
 ]
 
+#: For studies of many such runs, of which the last scores count.
+SELDOM = ["callbacks.evaluation.every=20", "callbacks.checkpoints.every=20"]
+
 #: The MLP pair with layers that take no time: what is tested seldom needs those of the walk-through.
 NARROW = ["model.generator.hidden=[32,64]", "model.critic.hidden=[64,32]"]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import TINY, wganlab
+from tests.conftest import SELDOM, TINY, wganlab
 from tests.test_report import make_run
 from wganlab.report.claims import read_claims
 from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
@@ -220,7 +220,7 @@ def own_study(folder: Path) -> Path:
     return folder
 
 
-TINY_STUDY = [*TINY, "steps=60", "hydra/launcher=basic", "logger=csv", "dataset=digits", "model=mlp"]
+TINY_STUDY = [*TINY, *SELDOM, "steps=60", "hydra/launcher=basic", "logger=csv", "dataset=digits", "model=mlp"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from tests.conftest import TINY, config, wganlab
+from tests.conftest import SELDOM, TINY, config, wganlab
 from tests.test_report import make_run
 from wganlab.ranges import choice, is_at_edge, log_uniform, position
 from wganlab.runs import find_runs
@@ -93,7 +93,7 @@ def test_a_study_tunes_its_arms_and_decides_by_fresh_seeds(tmp_path: Path) -> No
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     (folder / "README.md").write_text("[verdicts](verdicts.md), [tuning](tuning.md), ![best of k](tuning.svg)\n")
-    command = ["study", "mine", *TINY, "logger=csv", "dataset=digits", "model=mlp", "hydra/launcher=basic"]
+    command = ["study", "mine", *TINY, *SELDOM, "logger=csv", "dataset=digits", "model=mlp", "hydra/launcher=basic"]
     done = wganlab(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tuning: 3 trials of each arm by random search, one run each (seed 1000), by FinalScore" in done.stdout
