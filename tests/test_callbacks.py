@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -121,3 +122,21 @@ def test_gradients_are_scaled_down_to_the_norm(clip_norm: float) -> None:
         moved = [new - old for new, old in zip(module.weights["critic"], before, strict=True)]
         norms.append(torch.cat([step.flatten() for step in moved]).norm().item())
     assert norms[1] == pytest.approx(min(norms[0], clip_norm), rel=1e-6)
+
+
+def test_a_critic_that_compares_samples_has_no_surface_of_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its value at a point depends on the others of a batch."""
+
+    def surface(*_: object) -> None:
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr("wganlab.pictures.value_surface", surface)
+    toy = ["dataset=gaussians8", "model=toy_mlp", *SMALL[1:], "steps=1", "loss=gan", "logger=csv"]
+    for kernels in (3, 0):
+        folder = tmp_path / str(kernels)
+        folder.mkdir()
+        with nullcontext() if kernels else pytest.raises(AssertionError, match="drawn"):
+            fit(config(*toy, f"+model.critic.minibatch_kernels={kernels}"), folder)
+    assert len(list((tmp_path / "3" / "samples").glob("*.png"))) == 2

@@ -1,6 +1,7 @@
 """Shapes and sizes of the networks."""
 
 import math
+import resource
 from typing import Any
 
 import pytest
@@ -215,6 +216,20 @@ def test_toy_mlp_is_the_papers() -> None:
         assert {m.negative_slope for m in layers(network, nn.LeakyReLU)} == {0.0}
         assert not layers(network, nn.Tanh)
     assert generator(100 * torch.randn(50, 2)).abs().max() > 1
+
+
+def test_minibatch_discrimination_of_many_samples_takes_little_memory() -> None:
+    """In parts it gives what it gives at once; at once, the differences of 2,000 samples would be 4 GB."""
+    layer = MinibatchDiscrimination(3)
+    features = torch.randn(11, 3)
+    whole = layer(features)
+    layer.most_differences = 2 * 11 * 250
+    assert torch.allclose(layer(features), whole, atol=1e-6)
+    del layer.most_differences
+    with torch.no_grad():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        layer(torch.randn(2000, 3))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6, "in kB"
 
 
 def test_minibatch_discrimination_sees_the_batch() -> None:

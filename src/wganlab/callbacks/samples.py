@@ -8,16 +8,16 @@ from pytorch_lightning import Callback, Trainer
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.data.stream import Batch
-from wganlab.networks.layers import evaluation_mode
+from wganlab.networks.layers import compares_samples, evaluation_mode
 from wganlab.pictures import save_samples
 
 
 class Samples(Callback):
     """samples/step_XXXXXXXX.png: n samples from latents that stay the same at every step and for every method.
 
-    Images are shown as a grid; 2-D points beside as many real ones, over contours of the critic's value; rows of a
-    table as a histogram of each column, beside that of as many real ones. Of a generator that takes labels, each row of
-    the grid is one class, so that there may be fewer than n.
+    Images are shown as a grid; 2-D points beside as many real ones, over contours of the critic's value, unless that
+    depends on more than the point; rows of a table as a histogram of each column, beside that of as many real ones. Of
+    a generator that takes labels, each row of the grid is one class, so that there may be fewer than n.
     """
 
     def __init__(self, *, every: PositiveInt, n: PositiveInt = 64) -> None:
@@ -39,7 +39,8 @@ class Samples(Callback):
         n = self.n if labels is None else len(labels)
         real = module.scaled(trainer.train_dataloader.fixed_samples(self.n))  # type: ignore[union-attr]
         with evaluation_mode(module.critic):
-            critic = None if module.conditional["critic"] else module.critic  # no one surface of values
+            no_one_surface = module.conditional["critic"] or compares_samples(module.critic)
+            critic = None if no_one_surface else module.critic
             fake = module.generate(n, labels=labels)
             save_samples(fake, path, real=real, critic=critic, columns=module.columns, labels=labels)
         for logger in trainer.loggers:

@@ -196,16 +196,26 @@ class MinibatchDiscrimination(nn.Module):
     out j = i, a constant 1. It couples the images of a batch, on purpose, as batch norm does by accident.
     """
 
+    #: How many differences of two values are taken at a time: their memory grows with the square of the batch.
+    most_differences = 2**24
+
     def __init__(self, features: int, *, kernels: int = 50, dims: int = 5) -> None:
         super().__init__()
         self.project = nn.Linear(features, kernels * dims, bias=False)
         self.shape = (kernels, dims)
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = self.project(features).unflatten(1, self.shape)
-        distances = (rows[:, None] - rows[None]).abs().sum(-1)  # (batch, batch, kernels)
-        closeness = torch.exp(-distances).sum(1) - 1
+        # (dims, batch, kernels): a sum over what lies innermost would take twice as long
+        rows = self.project(features).unflatten(1, self.shape).permute(2, 0, 1).contiguous()
+        parts = rows.split(max(1, self.most_differences // max(1, rows.numel())), dim=1)  # one, of batches to train on
+        distances = ((part[:, :, None] - rows[:, None]).abs().sum(0) for part in parts)  # (part, batch, kernels)
+        closeness = torch.cat([torch.exp(-distance).sum(1) for distance in distances]) - 1
         return torch.cat([features, closeness], dim=1)
+
+
+def compares_samples(critic: nn.Module) -> bool:
+    """Whether the value of a sample depends on the others of its batch in evaluation mode, too."""
+    return any(isinstance(module, MinibatchDiscrimination) for module in critic.modules())
 
 
 class FeatureCritic(nn.Module):
