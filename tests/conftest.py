@@ -108,7 +108,11 @@ def files(folder: Path) -> dict[str, int]:
 def wganlab(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user without W&B account does, in a process of its own."""
     process = begin(*arguments, cwd=cwd, **environment)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(["wganlab", *arguments], process.returncode or 0, out, err)
 
 
@@ -138,9 +142,13 @@ def begin(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)  # type: ignore[call-overload]
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def wait_for(
+    condition: Callable[[], Any], what: str, seconds: float = 120, *, of: subprocess.Popen | Fork | None = None
+) -> None:
+    """Until a condition holds, at the longest as long as the process goes on that it is to come ``of``."""
     until = time.monotonic() + seconds
     while not condition():
+        assert of is None or of.poll() is None, f"ended before {what} came"
         assert time.monotonic() < until, f"{what} has not come"
         time.sleep(0.02)
 

@@ -51,7 +51,6 @@ class Fork:
     def wait(self, timeout: float = 300) -> int:
         self.process.join(timeout)
         if self.returncode is None:
-            self.kill()
             raise subprocess.TimeoutExpired(["wganlab", *self.arguments], timeout)
         atexit.unregister(self.kill)
         return self.returncode

@@ -105,13 +105,14 @@ def test_the_loser_changes_no_byte_of_a_run_or_a_sweep(tmp_path: Path) -> None:
         (of_sweep, of_sweep, "s", "s/seed=0"),
     ):
         first = begin(*command, *SMALL, "steps=100000", "log_every=10", cwd=tmp_path)
-        wait_for((tmp_path / first_run / "metrics.csv").exists, "a row")
+        wait_for((tmp_path / first_run / "metrics.csv").exists, "a row", of=first)
         first.send_signal(signal.SIGSTOP)
         before = content(tmp_path / folder)
         done = wganlab(*other, *SMALL, "steps=7", cwd=tmp_path)
         assert content(tmp_path / folder) == before
         assert (done.returncode, done.stderr) == (1, f"wganlab: {folder} is being worked on by another process\n")
         first.kill()
+        first.wait()
 
 
 def test_a_parameter_that_no_yaml_shows_is_a_key_like_any_other(tmp_path: Path) -> None:

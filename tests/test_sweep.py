@@ -108,7 +108,9 @@ def test_a_signal_to_the_sweep_alone_stops_its_workers_once_they_have_saved(tmp_
     line = [sys.executable, "-m", "wganlab", *command, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     runs = [Run(tmp_path / "out" / f"seed={seed}") for seed in (0, 1)]
     with subprocess.Popen(line, cwd=tmp_path, env=without_account(tmp_path), stdout=subprocess.DEVNULL) as sweep:
-        wait_for(lambda: all((run.folder / "checkpoints" / "last.ckpt").exists() for run in runs), "checkpoints")
+        wait_for(
+            lambda: all((run.folder / "checkpoints" / "last.ckpt").exists() for run in runs), "checkpoints", of=sweep
+        )
         sweep.terminate()
         assert sweep.wait(timeout=60) == 128 + signal.SIGTERM
     for run in runs:
@@ -119,7 +121,7 @@ def test_a_signal_to_the_sweep_alone_stops_its_workers_once_they_have_saved(tmp_
 def test_two_processes_on_one_sweep_do_not_run_a_job_twice(tmp_path: Path) -> None:
     command = ["train", "-m", *TOY, *QUICK, *SILENT, "hydra.sweep.dir=out", "seed=0,1", "steps=600"]
     first = begin(*command, cwd=tmp_path)
-    wait_for((tmp_path / "out" / "seed=0" / "metrics.csv").exists, "a row")
+    wait_for((tmp_path / "out" / "seed=0" / "metrics.csv").exists, "a row", of=first)
     first.send_signal(signal.SIGSTOP)
     second = wganlab(*command, cwd=tmp_path)
     first.send_signal(signal.SIGCONT)

@@ -135,8 +135,9 @@ class Composer:
         parent, _, name = key.rpartition(".")
         self.parameters.add(key)
         try:
-            config = self.compose(overrides, master)  # first, since the others are seldom needed, and take as long
-            if any(name in self.parameters_at(one(), parent) for one in (lambda: config, others)):
+            config = self.compose(overrides, master)
+            # the others are seldom needed, and take as long
+            if name in self.parameters_at(config, parent) or name in self.parameters_at(others(), parent):
                 return config
         except ConfigError as error:
             if isinstance(error.__cause__, Exception) and unknown_key(error.__cause__) not in ("", key):
