@@ -325,6 +325,8 @@ def test_seeds_of_a_study_may_have_run_for_different_budgets(tmp_path: Path) -> 
     one, other = by_arm(results(found))
     assert (one["runs"], one["completed"], other["completed"]) == (3, 2, 1)
     assert one["final/critic/loss"][0] == pytest.approx(-0.3 * 2.5), "of the two long runs"
+    assert "| a | 2 of 3 |" in markdown_table(results(found)), "a mean says how many runs it leaves out"
+    assert "| b | 1 |" in markdown_table(results(found))
 
 
 def test_the_losses_of_epochs_stand_beside_what_a_source_printed(tmp_path: Path) -> None:

@@ -79,17 +79,23 @@ def cell(value: float | tuple[float, float, float] | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
+def counted(arm: dict[str, Any]) -> str:
+    """How many runs an arm's means are over, and of how many, where some diverged or were given less."""
+    completed, runs = arm["completed"], arm["runs"]
+    return str(runs) if completed == runs else f"{completed} of {runs}"
+
+
 def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
     """A table of headlines per protocol, with a row per run, or per arm where arms have several runs."""
     found = []
     for members in by_protocol(records).values():
         arms = by_arm(members)
         several = len(arms) < len(members)
-        rows, counted = (arms, "runs") if several else (members, "seed")
+        rows = arms if several else members
         shown = columns_of(rows, headline=True)
-        head = ["arm", counted, *(column.heading for column in shown)]
+        head = ["arm", "runs" if several else "seed", *(column.heading for column in shown)]
         cells = [[cell(row.get(column.key), column.format) for column in shown] for row in rows]
-        leading = [[str(row["arm"]), str(row[counted])] for row in rows]
+        leading = [[str(row["arm"]), counted(row) if several else str(row["seed"])] for row in rows]
         if real := real_row(members):
             leading.append([REAL, "–"])
             cells.append([cell(real.get(column.key), column.format) for column in shown])
