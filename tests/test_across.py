@@ -56,6 +56,16 @@ def test_arms_of_several_swept_keys_keep_their_names(tmp_path: Path) -> None:
     assert {arm: values.tolist() for arm, values in scores.items()} == {"a, dataset=x": [1.5], "b, dataset=x": [2.5]}
 
 
+def test_seeds_of_different_budgets_are_not_mixed(tmp_path: Path) -> None:
+    """As in tables: the longest runs of an arm count, and those that diverged on the way."""
+    for seed, (steps, score) in enumerate([(30, 9.0), (100, 1.0), (100, 2.0)]):
+        make_run(tmp_path / str(seed), {"seed": seed}, [], f"step,eval/fid\n{steps},{score}\n")
+    diverged = make_run(tmp_path / "3", {"seed": 3}, [], "step,eval/fid\n200,7\n")
+    (diverged / "status.json").write_text('{"state": "failed", "error": "FloatingPointError: no finite loss"}')
+    (tmp_path / "scores.csv").write_text(scores_csv(find_runs([tmp_path]), "aaaa"))
+    assert sorted(read_scores(tmp_path, "eval/fid")["a"]) == [1.0, 2.0, np.inf]
+
+
 def own_studies(folder: Path) -> None:
     """Two published studies with the arms a and b, and one with others."""
     for name, arms, shift in (("one", "ab", 0), ("other", "abc", 5), ("alone", "xy", 0)):

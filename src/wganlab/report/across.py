@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from wganlab.files import write_text
 from wganlab.metrics import METRICS, metric_of
-from wganlab.report.compare import to_csv
+from wganlab.report.compare import last_step, to_csv
 from wganlab.report.figures import STYLE, as_text, colours, svg
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run, Status, final_and_best
@@ -46,7 +46,8 @@ def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
     found = []
     for run, arm in zip(runs, arms, strict=True):
         if run.diverged or run.state == Status.COMPLETED:
-            keys = {"arm": arm, "seed": run.config.get("seed"), "state": "diverged" if run.diverged else "completed"}
+            state = "diverged" if run.diverged else "completed"
+            keys = {"arm": arm, "seed": run.config.get("seed"), "state": state, "steps": int(last_step(run))}
             found.append((keys, final_and_best(run.rows)["final"]))
     scored = [name for name, metric in METRICS.items() if metric.protocol and any(name in final for _, final in found)]
     return to_csv(
@@ -60,7 +61,8 @@ def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
 def read_scores(folder: Path, metric: str) -> Scores:
     """Arm -> the scores of its seeds, from the scores.csv of a published study.
 
-    Raises ConfigError where it has none, or not of this metric.
+    Of runs of different budgets, these are the longest, and those that diverged. Raises ConfigError where it has none,
+    or not of this metric.
     """
     path = folder / "scores.csv"
     if not path.is_file():
@@ -69,11 +71,19 @@ def read_scores(folder: Path, metric: str) -> Scores:
         rows = list(csv.DictReader(file))
     if not rows or metric not in rows[0]:
         raise ConfigError(str(path), f": has no column {metric}")
+    completed = [row for row in rows if row["state"] == "completed"]
+    longest = {row["arm"]: steps_of(row) for row in sorted(completed, key=steps_of)}
+    counted = [row for row in rows if row["state"] == "diverged" or steps_of(row) == longest[row["arm"]]]
     sign, found = metric_of(metric).sign, dict[str, list[float]]()
-    for row in rows:
+    for row in counted:
         value = math.inf if row["state"] == "diverged" or not row[metric] else sign * float(row[metric])
         found.setdefault(row["arm"], []).append(value)
     return {arm: np.array(values) for arm, values in found.items()}
+
+
+def steps_of(row: Mapping[str, str]) -> int:
+    """The generator steps of a run in scores.csv; a file without that column holds runs of one length."""
+    return int(row.get("steps") or 0)
 
 
 def improvement(data_sets: DataSets, arm: str, versus: str) -> Improvement:
