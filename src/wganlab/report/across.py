@@ -61,8 +61,8 @@ def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
 def read_scores(folder: Path, metric: str) -> Scores:
     """Arm -> the scores of its seeds, from the scores.csv of a published study.
 
-    Of runs of different budgets, these are the longest, and those that diverged. Raises ConfigError where it has none,
-    or not of this metric.
+    Of runs of different budgets, these are each arm's longest, and those that diverged. Raises ConfigError where it has
+    none, or not of this metric.
     """
     path = folder / "scores.csv"
     if not path.is_file():
