@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import in_process
 from tests.test_report import make_run
-from wganlab.report.across import improvement, profile, read_scores, scores_csv
+from wganlab.report.across import figure, improvement, profile, read_scores, scores_csv, table
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError
 
@@ -46,6 +46,26 @@ def test_a_profile_is_the_share_of_runs_within_a_factor_of_the_best_median() -> 
     assert profile(data_sets, "b", np.array([2, 3, 1000])) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
 
 
+def test_profiles_of_scores_that_are_to_be_high_rise_too() -> None:
+    """They come negated. A has 8 modes, B half of them, or none."""
+    modes = {"one": {"a": np.full(3, -8.0), "b": np.array([-4.0, -4, 0])}}
+    factors = np.array([0.8, 1, 1.9, 2, 1000])
+    assert profile(modes, "a", factors) == pytest.approx([0, 1, 1, 1, 1])
+    assert profile(modes, "b", factors) == pytest.approx([0, 0, 0, 2 / 3, 2 / 3])
+
+
+def test_runs_that_diverged_are_within_no_factor() -> None:
+    lost = {"one": {"a": np.array([np.inf, np.inf, 1]), "b": np.array([np.inf, np.inf, 2])}}
+    assert profile(lost, "a", np.array([1.0, 10])).tolist() == [0, 0], "there is no best median"
+    assert figure({"one": {"a": np.full(3, np.inf), "b": np.full(3, np.inf)}}).axes
+
+
+def test_a_handful_of_seeds_is_not_set_in_bold() -> None:
+    few, many = ({"one": {"a": np.arange(n) + 0.0, "b": np.arange(n) + 100.0}} for n in (7, 8))
+    assert "**" not in table(few)
+    assert "**1.00 [1.00, 1.00]**" in table(many)
+
+
 def test_arms_of_several_swept_keys_keep_their_names(tmp_path: Path) -> None:
     """Which hold commas."""
     for name, seed, score in (("one", 0, 1.5), ("other", 1, 2.5)):
@@ -57,12 +77,12 @@ def test_arms_of_several_swept_keys_keep_their_names(tmp_path: Path) -> None:
 
 
 def test_seeds_of_different_budgets_are_not_mixed(tmp_path: Path) -> None:
-    """As in tables: the longest runs of an arm count, and those that diverged on the way."""
-    for seed, (steps, score) in enumerate([(30, 9.0), (100, 1.0), (100, 2.0)]):
+    """The length that most runs of an arm have counts, and those that diverged on the way."""
+    for seed, (steps, score) in enumerate([(30, 9.0), (100, 1.0), (100, 2.0), (1000, 0.1)]):
         make_run(tmp_path / str(seed), {"seed": seed}, [], f"step,eval/fid\n{steps},{score}\n")
-    diverged = make_run(tmp_path / "3", {"seed": 3}, [], "step,eval/fid\n200,7\n")
+    diverged = make_run(tmp_path / "4", {"seed": 4}, [], "step,eval/fid\n200,7\n")
     (diverged / "status.json").write_text('{"state": "failed", "error": "FloatingPointError: no finite loss"}')
-    (tmp_path / "scores.csv").write_text(scores_csv(find_runs([tmp_path]), "aaaa"))
+    (tmp_path / "scores.csv").write_text(scores_csv(find_runs([tmp_path]), "aaaaa"))
     assert sorted(read_scores(tmp_path, "eval/fid")["a"]) == [1.0, 2.0, np.inf]
 
 

@@ -17,6 +17,7 @@ from tests.test_report import make_run
 from wganlab.report.claims import read_claims
 from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
 from wganlab.report.publish import export
+from wganlab.report.studies import publish, take_home
 from wganlab.report.tables import latex_table, markdown_table
 from wganlab.report.verdicts import Verdict, decide
 from wganlab.runs import Run, find_runs
@@ -156,6 +157,93 @@ def test_where_narrows_and_other_sweeps_are_averaged(tmp_path: Path) -> None:
     assert digits.values == {"0": 3.0, "1": 4.0}
 
 
+def test_where_compares_settings_and_not_how_they_are_written(tmp_path: Path) -> None:
+    overrides = ["+arms=a", "model.bn=true", "lr=1e-4", "loss=gan", "seed=0"]
+    make_run(tmp_path / "run", {"seed": 0}, overrides, "step,eval/fid\n10,3\n")
+    found = find_runs([tmp_path])
+    for where, there in (
+        ({"lr": 1e-4}, True),
+        ({"lr": "0.0001"}, True),
+        ({"model.bn": True, "loss": "gan"}, True),
+        ({"lr": 1e-3}, False),
+        ({"model.bn": False}, False),
+        ({"loss": "wgan_gp"}, False),
+    ):
+        (one,) = verdicts(found, CLAIM | {"versus": None, "where": where})
+        assert one.values == ({"0": 3.0} if there else {}), where
+
+
+def test_a_ratio_takes_positive_scores_or_two_losses_of_one_sign(tmp_path: Path) -> None:
+    for metric, one, other, expected in (
+        ("eval/kid", 0.01, 0.1, {"0": -1.0}),
+        ("eval/kid", -0.1, -0.01, {}),
+        ("eval/kid", 0.0, 0.1, {}),
+        ("critic/loss", -300.0, -30.0, {"0": 1.0}),
+        ("critic/loss", -300.0, 30.0, {}),
+    ):
+        folder = tmp_path / f"{metric.replace('/', '_')}{one}{other}"
+        for arm, value in (("a", one), ("b", other)):
+            make_run(folder / arm, {"seed": 0}, [f"+arms={arm}"], f"step,{metric}\n10,{value}\n")
+        (found,) = verdicts(find_runs([folder]), CLAIM | {"metric": metric, "ratio": True})
+        assert found.values == pytest.approx(expected), (metric, one, other)
+
+
+def test_runs_of_different_lengths_or_protocols_are_not_put_together(tmp_path: Path) -> None:
+    runs(tmp_path, {"a": A, "b": B})
+    for path in tmp_path.glob("*/.hydra/config.yaml"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 30}))
+    (alike, early) = verdicts(find_runs([tmp_path]), CLAIM, CLAIM | {"until": {"step": 20}})
+    assert (alike.decision, early.decision) == ("holds", "holds")
+    one = tmp_path / "arms=a,seed=3"
+    (one / ".hydra" / "config.yaml").write_text(json.dumps({"seed": 3, "steps": 300}))
+    (longer, early) = verdicts(find_runs([tmp_path]), CLAIM, CLAIM | {"until": {"step": 20}})
+    assert longer.description == "incomplete (runs of 30 and 300 steps, and no until that says where to read them)"
+    assert early.decision == "holds"
+    (one / ".hydra" / "config.yaml").write_text(json.dumps({"seed": 3, "steps": 30}))
+    for path in tmp_path.glob("arms=a*"):
+        (path / "protocol.json").write_text(json.dumps({"id": "one"}))
+    for path in tmp_path.glob("arms=b*"):
+        (path / "protocol.json").write_text(json.dumps({"id": "other"}))
+    (scores, losses) = verdicts(find_runs([tmp_path]), CLAIM, CLAIM | {"metric": "critic/loss"})
+    assert scores.description == "incomplete (scores of different protocols)"
+    assert losses.objection is None, "a loss knows no protocol"
+    (one / "protocol.json").write_text(json.dumps({"id": "other"}))
+    (alone,) = verdicts(find_runs([tmp_path]), CLAIM | {"versus": None})
+    assert alone.description == "incomplete (scores of different protocols)"
+
+
+def test_what_becomes_of_a_run_after_the_end_that_a_claim_names_changes_nothing(tmp_path: Path) -> None:
+    """Both arms have made step 20; then one run of A diverged."""
+    runs(tmp_path, {"a": [10.0], "b": [20.0]})
+    lost = json.dumps({"state": "failed", "error": "FloatingPointError: critic/loss is nan at step 31"})
+    (tmp_path / "arms=a,seed=0" / "status.json").write_text(lost)
+    worst = CLAIM | {"diverged": "worst"}
+    share = CLAIM | {"metric": "diverged", "versus": None}
+    found = verdicts(
+        find_runs([tmp_path]),
+        worst,
+        worst | {"until": {"step": 20}},
+        share,
+        share | {"until": {"step": 20}},
+        share | {"until": {"step": 31}},
+    )
+    assert [dict(one.values) for one in found] == [{"0": math.inf}, {"0": -5.0}, {"0": 1.0}, {"0": 0.0}, {"0": 1.0}]
+    assert [one.n_diverged for one in found] == [1, 0, 1, 0, 1]
+
+
+def test_a_last_score_that_is_not_finite_is_not_replaced_by_an_earlier_one(tmp_path: Path) -> None:
+    rows = "step,eval/fid\n10,4\n20,3\n30,nan\n"
+    make_run(tmp_path / "run", {"seed": 0}, ["+arms=a"], rows)
+    base = CLAIM | {"versus": None}
+    found = verdicts(
+        find_runs([tmp_path]), base, base | {"at": "best"}, base | {"at": "gap"}, base | {"until": {"step": 20}}
+    )
+    assert [dict(one.values) for one in found] == [{}, {"0": 3.0}, {}, {"0": 3.0}]
+    (record,) = results(find_runs([tmp_path]))
+    assert "final/eval/fid" not in record
+    assert (record["best/eval/fid"], record["steps"]) == (3.0, 30)
+
+
 def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
     found = runs(tmp_path, {"a": A, "b": B})
     (alone,) = verdicts(found, CLAIM)
@@ -188,6 +276,7 @@ def test_seeds_that_are_added_are_a_second_stage(tmp_path: Path) -> None:
         ({"reaches": 3, "ratio": True}, "claims[0]: reaches needs a final or best value that has a direction, and no"),
         ({"reaches": 3, "metric": "critic/penalty"}, "claims[0]: reaches needs a final or best value"),
         ({"matters": 0}, "claims[0].matters=0: must be a number > 0"),
+        ({"ratio": True, "versus": None}, "claims[0]: ratio needs versus, or versus_epoch"),
     ],
 )
 def test_wrong_claims_are_refused(changes: dict, expected: str) -> None:
@@ -419,6 +508,17 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     written = {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()}
     assert wganlab(*command, cwd=tmp_path).returncode == 0
     assert {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()} == written
+
+
+def test_a_headline_without_an_interval_is_listed_too(tmp_path: Path) -> None:
+    """Of a single seed, for which verdicts.json has null."""
+    folder = own_study(tmp_path / "mine")
+    for arm, value in (("fast", 1.0), ("slow", 3.0)):
+        make_run(tmp_path / "sweep" / arm, {"seed": 0}, [f"+arms={arm}"], f"step,eval/emd,eval/emd_raw\n10,{value},9\n")
+    (folder / "README.md").write_text("[verdicts](verdicts.md)\n")
+    publish(folder, tmp_path / "sweep")
+    (line,) = take_home({"mine": folder}).splitlines()
+    assert line.endswith(": fast − slow -2 [–, –]).")
 
 
 def test_publishing_without_runs_is_refused(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import pytest
 from tests.conftest import NARROW, TINY, begin, in_process, wganlab
 from wganlab.callbacks.history import History
 from wganlab.locks import locked
+from wganlab.ranges import log_uniform, position
 from wganlab.report import explore, figures
 from wganlab.report.compare import arms, differing_keys, results
 from wganlab.report.networks import samples_by_epoch
-from wganlab.report.page import data_uri, write_report
+from wganlab.report.page import clipping_bound, data_uri, write_report
 from wganlab.report.publish import export
 from wganlab.report.tables import cell, columns_of, latex, latex_table, markdown_table, tables
 from wganlab.report.watch import watch
@@ -117,6 +118,32 @@ def test_every_column_is_drawn_and_layers_share_a_figure(tmp_path: Path) -> None
     assert "mine/speed of $x$" in (tmp_path / "index.html").read_text()
     export(runs, tmp_path / "pieces")
     assert (tmp_path / "pieces" / "mine_speed_of__x_.svg").is_file()
+
+
+def test_a_mean_over_seeds_is_drawn_where_all_were_measured_at_the_same_steps(tmp_path: Path) -> None:
+    """Three runs of two evaluations each, of which one ended sooner."""
+    ends = {"x": 1000, "y": 1000, "z": 900}
+    for seed, (name, last) in enumerate(ends.items()):
+        rows = f"step,eval/fid\n500,9\n{last},{10 + 10 * seed}\n"
+        make_run(tmp_path / name, {"seed": seed}, [f"seed={seed}"], rows)
+    runs = find_runs([tmp_path])
+    drawn = figures.curves(runs, arms(runs))["eval/fid"].axes[0]
+    assert [np.asarray(line.get_ydata())[-1] for line in drawn.lines] == [10, 20, 30], "every run, and no mean"
+    (tmp_path / "z" / "metrics.csv").write_text("step,eval/fid\n500,9\n1000,30\n")
+    runs = find_runs([tmp_path])
+    (mean,) = figures.curves(runs, arms(runs))["eval/fid"].axes[0].lines
+    assert np.asarray(mean.get_ydata()).tolist() == [9, 20]
+
+
+def test_a_tuned_clipping_bound_is_read_from_its_trial(tmp_path: Path) -> None:
+    bound = "${log_uniform:1e-3,1e-1}"
+    config = {"seed": 0, "trial": 3, "loss": {"regularizer": {"weight_clipping": {"bound": bound}}}}
+    tuned = clipping_bound(Run(make_run(tmp_path / "tuned", config, [])))
+    key = "loss.regularizer.weight_clipping.bound"
+    assert tuned == pytest.approx(log_uniform(position(3, key), 1e-3, 1e-1), rel=1e-5)
+    config = {"loss": {"regularizer": {"weight_clipping": {"bound": 0.01}}}}
+    assert clipping_bound(Run(make_run(tmp_path / "given", config, []))) == 0.01
+    assert clipping_bound(Run(make_run(tmp_path / "none", {"loss": {"regularizer": None}}, []))) is None
 
 
 def test_best_values_are_tabulated_by_direction(tmp_path: Path) -> None:

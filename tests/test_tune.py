@@ -13,7 +13,8 @@ from tests.test_report import make_run
 from wganlab.ranges import choice, is_at_edge, log_uniform, position
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError
-from wganlab.tune import Search, Tune, settings
+from wganlab.study import read_study
+from wganlab.tune import Search, Tune, searched, settings
 from wganlab.validate import validate
 
 RANGE = "${log_uniform:1e-6,1e-1}"
@@ -73,6 +74,29 @@ def test_the_best_trial_is_chosen_and_one_at_an_edge_is_marked(tmp_path: Path) -
     edges = [trial for trial in range(100) if is_at_edge("loss.lr", RANGE, trial)]
     assert all(not 0.1 <= position(trial, "loss.lr") <= 0.9 for trial in edges)
     assert 10 < len(edges) < 30
+
+
+def test_trials_of_a_longer_search_are_left_out_and_other_swept_keys_are_averaged(tmp_path: Path) -> None:
+    """Trial 7 is of an earlier plan; over two data sets, trial 1 is the better of two, and trial 0 on the second."""
+    scores = {(0, "one"): 10.0, (0, "two"): 4.0, (1, "one"): 5.0, (1, "two"): 6.0, (7, "one"): 1.0}
+    for (trial, dataset), value in scores.items():
+        overrides = ["+arms=a", f"trial={trial}", f"dataset={dataset}"]
+        made = {"seed": 1000, "trial": trial, "loss": {"lr": RANGE}}
+        make_run(tmp_path / "s_tuning" / f"{trial}{dataset}", made, overrides, f"step,eval/fid\n10,{value}\n")
+    search = searched(Tune(trials=2), tmp_path / "s")
+    assert search is not None
+    assert len(search.runs) == 4
+    (found,) = settings(search, {"a": {"loss.lr": RANGE}}).values()
+    assert (found.trial, found.score) == (1, 5.5)
+
+
+def test_the_seed_of_a_search_is_none_of_the_test(tmp_path: Path) -> None:
+    (tmp_path / "arms").mkdir()
+    (tmp_path / "arms" / "a.yaml").write_text("# @package _global_\n")
+    content = {"question": "?", "sweep": {"seed": "range(8)"}, "tune": {"trials": 2, "seed": 3}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"tune.seed=3: is planned for the test, whose seeds are fresh"):
+        read_study(tmp_path)
 
 
 def test_a_study_tunes_its_arms_and_decides_by_fresh_seeds(tmp_path: Path) -> None:

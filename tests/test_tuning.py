@@ -64,6 +64,14 @@ def test_a_search_is_taken_in_its_order(tmp_path: Path) -> None:
     assert [one[0] for one in found["wgan_gp"]] == [5, 5, 3, 3]
 
 
+def test_a_trial_without_a_last_score_is_the_worst(tmp_path: Path) -> None:
+    """As one is whose FID ended as nan, for which summary.json has null."""
+    trials(tmp_path, {"wgan_gp": [[5, 7, 3]]}, search=True)
+    write_json(tmp_path / "wgan_gp07" / "summary.json", {"final": {"eval/fid": math.nan}})
+    _, found = tuning.curves(find_runs([tmp_path]))
+    assert [one[0] for one in found["wgan_gp"]] == [5, 5, 5]
+
+
 def test_a_study_is_tuned_by_the_score_that_it_names(tmp_path: Path) -> None:
     """Two trials of an arm had inception scores of 2 and 4 at their best, one of 3, and one diverged after 9."""
     best = [2.0, 4.0, 3.0, 9.0]

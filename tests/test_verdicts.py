@@ -167,6 +167,37 @@ def test_nothing_is_decided_before_the_planned_seeds_are_there() -> None:
     assert diverged.description == "incomplete (7 runs diverged, and the claim does not say what that counts as)"
 
 
+def test_seeds_of_no_stage_are_not_shown_as_if_they_were_tested() -> None:
+    """Another claim of the study lacks seed 7, so that what was added is no stage."""
+    planned = [*map(str, range(8))]
+    against = {str(seed): 5.0 + seed / 10 for seed in range(8, 16)}
+    values = {seed: -1.0 + int(seed) / 100 for seed in planned} | against
+    found = Verdict(claim(), values, [planned], level(1))
+    assert found.decision == HOLDS
+    assert found.summary[2] < 0, "the interval is of the seeds that were tested"
+    assert found.seeds == "8 (8 more not counted)"
+    assert [*found.record()["values"]] == planned
+    second = Verdict(claim(), dict(list(values.items())[:10]), [planned, [*against]], level(1, 2))
+    assert second.description == "provisional (10 of 16 seeds), leans towards holds"
+
+
+def test_runs_that_do_not_belong_together_decide_nothing() -> None:
+    planned = [*map(str, range(8))]
+    found = Verdict(claim(), dict.fromkeys(planned, -1.0), [planned], level(1), objection="scores of two kinds")
+    assert (found.decision, found.tested) == (PROVISIONAL, "–")
+    assert found.description == "incomplete (scores of two kinds)"
+
+
+def test_shares_have_exact_intervals_and_exact_power() -> None:
+    """Eight of eight: Clopper and Pearson's interval, and the n of .9^n < .04."""
+    found = verdict(claim(metric="diverged", versus=None, below=None, above=0.9), [1.0] * 8, claims=1)
+    assert found.summary == (1.0, pytest.approx(0.04 ** (1 / 8)), 1.0)
+    assert found.description == "undecided, leans towards holds (31 to more than a thousand seeds for 80% power)"
+    none = verdict(claim(metric="diverged", versus=None, below=0.1), [0.0] * 8, claims=1)
+    assert none.summary == (0.0, 0.0, pytest.approx(1 - 0.04 ** (1 / 8)))
+    assert none.description == found.description, "it is its mirror"
+
+
 def test_undecided_claims_say_how_many_seeds_would_have_power() -> None:
     values = [-1.0, 0.5, -0.8, 0.4, -1.2, 0.3, -0.1, -0.9]
     found = verdict(claim(), values, claims=1)
@@ -178,6 +209,13 @@ def test_a_study_remembers_its_stages() -> None:
     planned = ["0", "1"]
     assert stages_of([["0", "1"], ["0", "1"]], planned, []) == [planned]
     assert stages_of([["0", "1", "2", "10"], ["0", "1", "10", "2"]], planned, [planned]) == [planned, ["2", "10"]]
-    assert stages_of([["0", "1", "2", "3"]], planned, [planned, ["2"]]) == [planned, ["2"], ["3"]]
+    assert stages_of([["0", "1", "2", "3", "4"]], planned, [planned, ["2"]]) == [planned, ["2"], ["3", "4"]]
+    assert stages_of([["0", "1", "2"]], planned, [planned]) == [planned], "no test can judge a single seed"
+    grown = [*map(str, range(4))]
+    assert stages_of([grown], grown, [planned]) == [planned, ["2", "3"]], (
+        "a plan that grew after a look is a second one"
+    )
+    assert stages_of([grown], grown, [planned, ["2", "3"]]) == [planned, ["2", "3"]]
+    assert stages_of([["5", "6"]], ["5", "6"], [planned]) == [["5", "6"]], "another plan"
     assert stages_of([["0", "1", "2"], ["0", "1"]], planned, []) == [planned], "not until all claims have the seeds"
     assert stages_of([["0", "2"]], planned, []) == [planned], "nor before the planned ones are there"

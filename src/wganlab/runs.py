@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -76,6 +76,8 @@ class Run:
 
     folder: Path
     problems: list[str] = field(default_factory=list)
+    #: Metric -> the steps at which it was not finite, once ``rows`` are read.
+    not_finite: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | Path, key: str = "run") -> "Run":
@@ -171,7 +173,7 @@ class Run:
     def rows(self) -> list[Row]:
         """metrics.csv as numbers. Cells without a finite value are left out, damaged rows are skipped."""
         rows: list[Row] = []
-        damaged, not_finite = 0, dict[str, float]()
+        damaged = 0
         try:
             for found in read_metrics(self.folder / "metrics.csv"):
                 if found is None:
@@ -179,18 +181,31 @@ class Run:
                     continue
                 _, row = found
                 finite = {key: value for key, value in row.items() if math.isfinite(value)}
-                not_finite = dict.fromkeys(row.keys() - finite.keys(), row["step"]) | not_finite
+                for key in row.keys() - finite.keys():
+                    self.not_finite.setdefault(key, []).append(int(row["step"]))
                 rows.append(finite)
         except OSError:
             self.problems.append("metrics.csv is missing")
         if damaged:
             self.problems.append(f"metrics.csv: {damaged} damaged rows skipped")
-        if of_training := [step for key, step in not_finite.items() if key.startswith(("critic/", "generator/"))]:
+        first = {key: steps[0] for key, steps in self.not_finite.items()}
+        if of_training := [step for key, step in first.items() if key.startswith(("critic/", "generator/"))]:
             self.problems.append(f"diverged: values that are not finite from step {min(of_training)}")
-        elif not_finite:  # a score of too few samples, say
-            named = ", ".join(f"{key} from step {step}" for key, step in sorted(not_finite.items()))
+        elif first:  # a score of too few samples, say
+            named = ", ".join(f"{key} from step {step}" for key, step in sorted(first.items()))
             self.problems.append(f"not finite: {named}")
         return rows
+
+    @cached_property
+    def outcome(self) -> dict[str, dict[str, Any]]:
+        """:func:`final_and_best` of its rows; a metric whose last value is not finite has no final one."""
+        found = final_and_best(self.rows)
+        return found | {"final": {key: v for key, v in found["final"].items() if not self.is_lost(key, self.rows)}}
+
+    def is_lost(self, metric: str, rows: Sequence[Row]) -> bool:
+        """Whether the last value of a metric in the first rows of the run is not finite."""
+        last = next((row["step"] for row in reversed(rows) if metric in row), -1)
+        return any(last < step <= rows[-1]["step"] for step in self.not_finite.get(metric, ()) if rows)
 
     @cached_property
     def samples(self) -> dict[int, Path]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist, fmean, median, stdev
 
 import numpy as np
-from scipy.special import bdtr, bdtrc, chdtri, nctdtr, stdtr, stdtrit  # whose homes in scipy.stats take a second
+from scipy.special import bdtr, bdtrc, betaincinv, chdtri, nctdtr, stdtr, stdtrit  # scipy.stats takes a second
 
 #: Rate at which a study may be wrong about any of its claims.
 ALPHA = 0.05
@@ -114,6 +114,28 @@ def median_interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tup
     k = sum(bdtr(k, n, 0.5) <= (1 - level) / 2 for k in range(n // 2))
     low, high = (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
     return median(values), low, high
+
+
+def share_interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tuple[float, float, float]:
+    """Share of values that are 1, and the exact interval of :func:`share_test` (Clopper & Pearson 1934)."""
+    n, ones, tail = len(values), round(sum(values)), (1 - level) / 2
+    if not n:
+        return math.nan, math.nan, math.nan
+    low = float(betaincinv(ones, n - ones + 1, tail)) if ones else 0.0
+    high = float(betaincinv(ones + 1, n - ones, 1 - tail)) if ones < n else 1.0
+    return ones / n, low, high
+
+
+def shares_for_power(share: float, bound: float, alpha: float, *, power: float = 0.8) -> int | None:
+    """The number of seeds with which :func:`share_test` finds a share above a bound; None above MOST_SEEDS."""
+    if share <= bound:
+        return None
+    for n in range(2, MOST_SEEDS + 1):
+        ones = np.arange(n + 1)
+        enough = ones[bdtrc(ones - 1, n, min(1.0, max(0.0, bound))) < alpha]  # so many decide it
+        if len(enough) and bdtrc(enough[0] - 1, n, share) >= power:
+            return n
+    return None
 
 
 def seeds_for_power(effect: float, spread: float, alpha: float, *, power: float = 0.8) -> int | None:

@@ -19,7 +19,7 @@ from wganlab.config import conf_dir
 from wganlab.environment import is_further_rank, place
 from wganlab.overrides import parse, split_sweep
 from wganlab.report.claims import Claim, read_claims
-from wganlab.report.verdicts import Stages, Verdict, decide
+from wganlab.report.verdicts import PROVISIONAL, Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.tune import Tune, searched, tuned_sweeps
@@ -174,6 +174,8 @@ def read_study(folder: Path) -> Study:
     check_call(Study, content, f"{path}: ")
     study = Study(**content | ({"tune": Tune(**content["tune"])} if content.get("tune") else {}))
     claims_of(folder, study)
+    if study.tune and any(str(study.tune.seed) in planned_seeds(study, budget) for budget in (None, *study.budgets)):
+        raise ConfigError(f"{path}: tune.seed", f"={study.tune.seed}: is planned for the test, whose seeds are fresh")
     return study
 
 
@@ -195,6 +197,8 @@ def planned_seeds(study: Study, budget: str | None) -> list[str]:
 
 
 def looks(sweep_dir: Path) -> Stages:
-    """The stages of seeds at which verdicts were given before in the folder of a sweep."""
+    """The stages of seeds at which verdicts were given before in the folder of a sweep; provisional ones are none."""
     path = sweep_dir / "verdicts.json"
-    return json.loads(path.read_text()).get("stages", ()) if path.is_file() else ()
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    given = any(claim["verdict"] != PROVISIONAL for claim in found.get("claims", []))
+    return found.get("stages", ()) if given else ()

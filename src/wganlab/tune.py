@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 import yaml
@@ -17,7 +18,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from wganlab.metrics import metric_of
 from wganlab.overrides import parse, split_sweep
 from wganlab.ranges import is_at_edge, ranges_in
-from wganlab.runs import Run, Status, final_and_best, find_runs
+from wganlab.runs import Run, Status, find_runs
 from wganlab.schema import ConfigError
 
 
@@ -25,14 +26,14 @@ class FinalScore:
     """Selects the trial whose score after the last step is best: what a user gets who trains with its setting."""
 
     def __call__(self, run: Run, metric: str) -> float | None:
-        return final_and_best(run.rows)["final"].get(metric)
+        return run.outcome["final"].get(metric)
 
 
 class BestScore:
     """Selects the trial whose score was best at any evaluation: what a user gets who keeps the best checkpoint."""
 
     def __call__(self, run: Run, metric: str) -> float | None:
-        return final_and_best(run.rows)["best"].get(metric, {}).get("value")
+        return run.outcome["best"].get(metric, {}).get("value")
 
 
 RULES: dict[str, Callable[[Run, str], float | None]] = {rule.__name__: rule() for rule in (FinalScore, BestScore)}
@@ -43,7 +44,8 @@ class Tune:
     """How the arms of a study are tuned: ``trials`` draws of the ranges in their YAMLs (:mod:`wganlab.ranges`).
 
     Each is one run with ``seed``, and its ``score`` counts as ``rule`` says; a run that diverges has the worst.
-    ``sweep`` changes the sweep of the study for the search: fewer steps, say.
+    ``sweep`` changes the sweep of the study for the search: fewer steps, say. Where more is swept than arms and trials,
+    the score of a trial is the mean over the rest.
     """
 
     trials: PositiveInt
@@ -108,14 +110,16 @@ def settings(search: Search, ranges: Mapping[str, Mapping[str, str]]) -> dict[st
     """The best setting of each arm, from the runs of the search. Raises ConfigError where trials are missing."""
     tune, found = search.tune, dict[str, Setting]()
     for arm, of_arm in ranges.items():
-        scores: dict[int, tuple[float, Run]] = {}
+        trials: dict[int, list[Run]] = {}
         for run in search.runs:
             if run.overrides.get("arms") == arm and (run.diverged or run.state == Status.COMPLETED):
-                scores[int(run.config["trial"])] = (search.score(run), run)
-        if missing := [trial for trial in range(tune.trials) if trial not in scores]:
+                trials.setdefault(int(run.config["trial"]), []).append(run)
+        if missing := [trial for trial in range(tune.trials) if trial not in trials]:
             which = ", ".join(map(str, missing))
             raise ConfigError("tune", f": of arm {arm}, trials are missing or have failed: {which}; run it again")
-        trial, (score, run) = min(scores.items(), key=lambda item: item[1][0])
+        scores = {trial: fmean(map(search.score, of_trial)) for trial, of_trial in trials.items()}
+        trial, score = min(scores.items(), key=lambda item: item[1])
+        run = trials[trial][0]
         if math.isinf(score):
             raise ConfigError("tune", f": of arm {arm}, no trial has a {tune.score}")
         values = {key: OmegaConf.select(OmegaConf.create(run.config), key) for key in of_arm}
@@ -145,9 +149,10 @@ def tuning_dir(where: str | Path) -> str:
 
 
 def searched(tune: Tune | None, where: str | Path) -> Search | None:
-    """The search of a study; None where it does not tune, or has not begun to."""
-    there = Path(tuning_dir(where)).is_dir()
-    return Search(tune, find_runs([tuning_dir(where)])) if tune and there else None
+    """The search of a study; None where it does not tune, or has not begun to. Trials of a longer one are left out."""
+    if tune is None or not Path(tuning_dir(where)).is_dir():
+        return None
+    return Search(tune, [run for run in find_runs([tuning_dir(where)]) if run.config.get("trial", 0) < tune.trials])
 
 
 def replaced(arguments: Sequence[str], values: Mapping[str, object]) -> list[str]:

@@ -7,6 +7,7 @@ compared by order alone or by ratios, so that no data set's scale matters (rliab
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,9 @@ from wganlab.metrics import METRICS, metric_of
 from wganlab.report.compare import last_step, to_csv
 from wganlab.report.figures import STYLE, as_text, colours, svg
 from wganlab.report.tables import Table, markdown
-from wganlab.runs import Run, Status, final_and_best
+from wganlab.runs import Run, Status
 from wganlab.schema import ConfigError
-from wganlab.statistics import ALPHA
+from wganlab.statistics import ALPHA, MIN_SEEDS
 
 #: Resamples of the seeds.
 RESAMPLES = 2000
@@ -48,7 +49,7 @@ def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
         if run.diverged or run.state == Status.COMPLETED:
             state = "diverged" if run.diverged else "completed"
             keys = {"arm": arm, "seed": run.config.get("seed"), "state": state, "steps": int(last_step(run))}
-            found.append((keys, final_and_best(run.rows)["final"]))
+            found.append((keys, run.outcome["final"]))
     scored = [name for name, metric in METRICS.items() if metric.protocol and any(name in final for _, final in found)]
     return to_csv(
         [
@@ -61,8 +62,8 @@ def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
 def read_scores(folder: Path, metric: str) -> Scores:
     """Arm -> the scores of its seeds, from the scores.csv of a published study.
 
-    Of runs of different budgets, these are each arm's longest, and those that diverged. Raises ConfigError where it has
-    none, or not of this metric.
+    Of runs of different budgets, these are those of the length that most of an arm's runs have, and those that
+    diverged. Raises ConfigError where it has none, or not of this metric.
     """
     path = folder / "scores.csv"
     if not path.is_file():
@@ -72,8 +73,11 @@ def read_scores(folder: Path, metric: str) -> Scores:
     if not rows or metric not in rows[0]:
         raise ConfigError(str(path), f": has no column {metric}")
     completed = [row for row in rows if row["state"] == "completed"]
-    longest = {row["arm"]: steps_of(row) for row in sorted(completed, key=steps_of)}
-    counted = [row for row in rows if row["state"] == "diverged" or steps_of(row) == longest[row["arm"]]]
+    lengths: dict[str, Counter[int]] = {}
+    for row in sorted(completed, key=steps_of, reverse=True):  # of two that are as frequent, the longer
+        lengths.setdefault(row["arm"], Counter())[steps_of(row)] += 1
+    usual = {arm: of_arm.most_common(1)[0][0] for arm, of_arm in lengths.items()}
+    counted = [row for row in rows if row["state"] == "diverged" or steps_of(row) == usual[row["arm"]]]
     sign, found = metric_of(metric).sign, dict[str, list[float]]()
     for row in counted:
         value = math.inf if row["state"] == "diverged" or not row[metric] else sign * float(row[metric])
@@ -106,37 +110,49 @@ def profile(data_sets: DataSets, arm: str, factors: np.ndarray) -> np.ndarray:
 
     A performance profile (Dolan and Moré 2002) of the distribution over runs (Agarwal et al., section 4.2).
     """
-    shares = []
-    for scores in data_sets.values():
-        best = min(np.median(values) for values in scores.values())
-        shares.append((scores[arm][:, None] <= best * factors).mean(0))
+    shares = [(times_best(scores, arm)[:, None] <= factors).mean(0) for scores in data_sets.values()]
     return np.mean(shares, 0)
+
+
+def times_best(scores: Scores, arm: str) -> np.ndarray:
+    """How many times as bad as the best arm's median each of an arm's scores is; infinite where that is no number.
+
+    Of scores that are to be high, which come negated, as many times as low.
+    """
+    best = min(np.median(values) for values in scores.values())
+    if best == 0 or not np.isfinite(best):
+        return np.where(scores[arm] <= best, 1.0, np.inf) if np.isfinite(best) else np.full(len(scores[arm]), np.inf)
+    ratios = scores[arm] / best
+    with np.errstate(divide="ignore"):
+        return np.where(ratios > 0, ratios if best > 0 else 1 / ratios, np.inf)
 
 
 def table(data_sets: DataSets) -> str:
     """The probability that the arm of a row is better than that of a column, in Markdown."""
     arms = list(next(iter(data_sets.values())))
-    cells = {(arm, other): said(improvement(data_sets, arm, other)) for arm in arms for other in arms if arm != other}
+    pairs = [(arm, other) for arm in arms for other in arms if arm != other]
+    enough = fewest_seeds(data_sets) >= MIN_SEEDS
+    cells = {pair: said(improvement(data_sets, *pair), bold=enough) for pair in pairs}
     rows = [[arm, *(cells.get((arm, other), "–") for other in arms)] for arm in arms]
     return markdown(Table(["better than", *arms], rows))
 
 
-def said(found: Improvement) -> str:
-    """In words, bold where the interval is on one side of a half."""
+def fewest_seeds(data_sets: DataSets) -> int:
+    """The seeds of the arm with the fewest."""
+    return min(len(values) for scores in data_sets.values() for values in scores.values())
+
+
+def said(found: Improvement, *, bold: bool) -> str:
+    """In words, and if ``bold``, so where the interval is on one side of a half."""
     text = f"{found.probability:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    return f"**{text}**" if found.low > 0.5 or found.high < 0.5 else text
+    return f"**{text}**" if bold and (found.low > 0.5 or found.high < 0.5) else text
 
 
 def figure(data_sets: DataSets) -> Figure:
     """The profiles of all arms."""
     arms = list(next(iter(data_sets.values())))
-    largest = max(
-        values[np.isfinite(values)].max() / min(map(np.median, scores.values()))
-        for scores in data_sets.values()
-        for values in scores.values()
-        if np.isfinite(values).any()
-    )
-    factors = np.geomspace(0.8, max(largest, 2), 200)
+    times = np.concatenate([times_best(scores, arm) for scores in data_sets.values() for arm in arms])
+    factors = np.geomspace(0.8, max([2, *times[np.isfinite(times)]]), 200)
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(5.2, 3.4), layout="constrained")
         axes = drawn.add_subplot(xlabel="factor of the best arm's median", ylabel="share of runs within", xscale="log")
@@ -157,10 +173,11 @@ def write_summary(read: Mapping[str, Scores], where: Path) -> list[Path]:
     if len(arms) < 2:
         raise ConfigError(" ".join(read), ": have fewer than two arms in common")
     data_sets = {name: {arm: scores[arm] for arm in arms} for name, scores in read.items()}
-    seeds = min(len(values) for scores in data_sets.values() for values in scores.values())
+    seeds = fewest_seeds(data_sets)
+    bold = "bold where these leave out a half" if seeds >= MIN_SEEDS else f"too few to decide, which takes {MIN_SEEDS}"
     note = (
         f"Probability that a run of the row is better than one of the column, over {', '.join(read)}, {seeds} seeds or "
-        f"more each, with 95% intervals by stratified bootstrap; bold where these leave out a half.\n"
+        f"more each, with 95% intervals by stratified bootstrap; {bold}.\n"
     )
     written = [where / "across.md", where / "across.svg"]
     write_text(written[0], f"{table(data_sets)}\n{note}")

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from wganlab.checks import check_call
 from wganlab.metrics import metric_of
-from wganlab.report.compare import setting
+from wganlab.report.compare import BUDGETS, setting
 from wganlab.report.epochs import mean_over_epoch
-from wganlab.runs import Run, Status, final_and_best
+from wganlab.runs import Row, Run, Status, final_and_best
 from wganlab.schema import ConfigError
 from wganlab.statistics import Test, share_test, sign_flip_test, sign_test, signed_rank_test, t_test
 
@@ -68,6 +70,8 @@ class Claim:
         self.until, self.headline, self.reaches = dict(until or {}), headline, reaches
         if versus_epoch is not None and epoch is None:
             raise ValueError("versus_epoch needs epoch")
+        if ratio and not self.paired:
+            raise ValueError("ratio needs versus, or versus_epoch")
         if epoch is not None and (tracks or at != "final"):
             raise ValueError("epoch is a mean over an epoch; leave at and tracks out")
         if above is None and below is None:
@@ -139,19 +143,23 @@ class Claim:
         return {seed: value for seed, value in pairs.items() if not math.isnan(value)}
 
     def compared(self, one: float, other: float) -> float:
-        """Difference or logarithm of the ratio; 0 where both are the worst, not a number where there is no ratio."""
+        """Difference or logarithm of the ratio; 0 where both are the worst, not a number where there is no ratio.
+
+        Of losses below zero it is the ratio of their sizes; a score at or below zero, such as KID may be, has none.
+        """
         if math.isinf(one) or math.isinf(other):
             return 0.0 if one == other else one - other
         if not self.ratio:
             return one - other
-        return math.log10(one / other) if one * other > 0 else math.nan
+        negative = one < 0 and metric_of(self.metric).protocol is not None
+        return math.log10(one / other) if one * other > 0 and not negative else math.nan
 
     def measured(self, runs: Sequence[Run], arm: str, epoch: int | None) -> dict[str, float]:
         """The number of one arm, in an epoch or the whole run, by seed: the mean over the other keys of the sweep."""
         found: dict[str, list[float]] = {}
         for run in self.of_arm(runs, arm):
             value = self.of_run(run) if epoch is None else mean_over_epoch(run.rows, self.metric, epoch)
-            if run.diverged and self.diverged:
+            if self.diverged and self.has_diverged(run) and (epoch is None or value is None):
                 value = metric_of(self.metric).sign * math.inf if self.reaches is None else 0.0
             if value is not None and not math.isnan(value):
                 found.setdefault(str(run.config.get("seed")), []).append(value)
@@ -162,12 +170,43 @@ class Claim:
         return [
             run
             for run in runs
-            if arm_of(run) == arm and all(setting(run, key) == str(value) for key, value in self.where.items())
+            if arm_of(run) == arm and all(equal(setting(run, key), value) for key, value in self.where.items())
         ]
+
+    def has_diverged(self, run: Run) -> bool:
+        """Whether a run diverged before it was as long as the claim asks."""
+        return run.diverged and (not self.until or self.rows_of(run) is None)
 
     def n_diverged(self, runs: Sequence[Run]) -> int:
         """How many of its runs diverged."""
-        return sum(run.diverged for arm in {self.arm, self.versus} for run in self.of_arm(runs, arm))
+        return sum(self.has_diverged(run) for arm in {self.arm, self.versus} for run in self.of_arm(runs, arm))
+
+    def objection(self, runs: Sequence[Run]) -> str | None:
+        """Why the runs that completed cannot be put together, in words; None where they can.
+
+        The seeds of an arm must be of one length, unless the claim says at which they are read, and scores of one
+        protocol, at equal settings of whatever else is swept.
+        """
+        groups: dict[Any, list[Run]] = {}
+        for arm in (self.arm, self.versus):
+            for run in self.of_arm(runs, arm) if arm else []:
+                if run.state == Status.COMPLETED:
+                    others = [item for item in run.overrides.items() if item[0] not in ("seed", *BUDGETS)]
+                    groups.setdefault(tuple(sorted(others)), []).append(run)
+        for key in () if self.until or self.epoch else BUDGETS:
+            for group in groups.values():
+                if len(lengths := {setting(run, key) for run in group}) > 1:
+                    return f"runs of {' and '.join(sorted(lengths))} {key}, and no until that says where to read them"
+        if metric_of(self.metric).protocol is None:
+            return None
+        protocols: dict[Any, set[Any]] = {}
+        for group in groups.values():
+            found = {run.protocol.get("id") for run in group}
+            protocols.setdefault(arm_of(group[0]), set()).update(found)
+            if len(found) > 1:
+                return "scores of different protocols"
+        of_arms = {*chain(*protocols.values())} if all(len(found) == 1 for found in protocols.values()) else set()
+        return "scores of different protocols" if len(of_arms) > 1 else None
 
     def of_run(self, run: Run) -> float | None:
         """The number of one run; None where it was not measured, or the run is not complete."""
@@ -180,13 +219,9 @@ class Claim:
     def value_of(self, run: Run) -> float | None:
         """The value that a run reached, or None."""
         if self.metric == DIVERGED:
-            return float(run.diverged) if run.diverged or run.state == Status.COMPLETED else None
-        made = run.rows
-        for key, last in self.until.items():
-            if not any(row.get(key, 0) >= last for row in made):
-                return None
-            made = [row for row in made if row.get(key, 0) <= last]
-        if run.state != Status.COMPLETED and not self.until:
+            return float(self.has_diverged(run)) if run.diverged or self.rows_of(run) is not None else None
+        made = self.rows_of(run)
+        if made is None:
             return None
         rows = [row for row in made if self.metric in row]
         if self.tracks:
@@ -200,10 +235,21 @@ class Claim:
             return None
         if self.at == "mean":
             return sum(row[self.metric] for row in rows) / len(rows)
+        if self.at in ("final", "gap") and run.is_lost(self.metric, made):
+            return None
         final, best = rows[-1][self.metric], final_and_best(rows)["best"].get(self.metric, {}).get("value")
         if self.at == "final" or best is None:
             return final if self.at == "final" else None
         return best if self.at == "best" else final - best
+
+    def rows_of(self, run: Run) -> list[Row] | None:
+        """The rows of a run that is as long as the claim asks, as if it had ended there; None of another."""
+        made = run.rows
+        for key, last in self.until.items():
+            if not any(row.get(key, 0) >= last for row in made):
+                return None
+            made = [row for row in made if row.get(key, 0) <= last]
+        return made if self.until or run.state == Status.COMPLETED else None
 
 
 def read_claims(
@@ -228,6 +274,14 @@ def read_claims(
                 raise ConfigError(f"{key}{name}", f"={value}: no such arm; allowed are {', '.join(arms)}")
         claims.append(claim)
     return claims
+
+
+def equal(found: str, wanted: Any) -> bool:
+    """Whether the setting of a run is what a study.yaml names, however either is written."""
+    try:
+        return bool(yaml.safe_load(found) == wanted or float(found) == float(wanted))
+    except (yaml.YAMLError, TypeError, ValueError):
+        return found == str(wanted)
 
 
 def arm_of(run: Run) -> str | None:

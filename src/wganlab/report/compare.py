@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wganlab.metrics import METRICS, metric_of
-from wganlab.runs import Row, Run, Status, final_and_best
+from wganlab.runs import Row, Run, Status
 from wganlab.schema import leaves
 from wganlab.statistics import interval
 
@@ -144,14 +144,14 @@ def numbers(values: Sequence[str]) -> list[float] | list[str]:
 
 def last_scores(runs: Sequence[Run], metric: str) -> list[float]:
     """The last value of a metric in each run; not a number where it has none."""
-    return [final_and_best(run.rows)["final"].get(metric, math.nan) for run in runs]
+    return [run.outcome["final"].get(metric, math.nan) for run in runs]
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A record per run: its folder, arm, seed and state, and its results."""
     records = []
     for run, arm in zip(runs, arms(runs), strict=True):
-        outcome = final_and_best(run.rows)
+        outcome = run.outcome
         final = outcome["final"]
         record = {
             "run": str(run.folder),

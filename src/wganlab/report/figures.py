@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from wganlab.metrics import METRICS, metric_of
 from wganlab.report.compare import drawn_columns, last_scores, swept
-from wganlab.runs import Run, final_and_best
+from wganlab.runs import Run
 from wganlab.statistics import interval
 
 STYLE: dict[Any, Any] = {
@@ -116,7 +116,7 @@ def last_values(family: str, columns: Sequence[str], runs: Sequence[Run], arms: 
     members = [column.removeprefix(f"{family}/") for column in columns]
     lines: dict[str, np.ndarray] = {}
     for arm in dict.fromkeys(arms):
-        finals = [final_and_best(run.rows)["final"] for run, name in zip(runs, arms, strict=True) if name == arm]
+        finals = [run.outcome["final"] for run, name in zip(runs, arms, strict=True) if name == arm]
         values = [[final[column] for final in finals if column in final] for column in columns]
         if any(map(any, values)):
             lines[arm] = np.array([np.mean(found) if found else np.nan for found in values])
@@ -140,7 +140,7 @@ def last_values(family: str, columns: Sequence[str], runs: Sequence[Run], arms: 
 
 def _draw_arm(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, called: str) -> None:
     """The runs of one arm, each an array (2, points) of steps and values: a line, lines and mean, or mean and band."""
-    aligned = len({len(steps) for steps, _ in members}) == 1
+    aligned = len({tuple(steps) for steps, _ in members}) == 1
     banded, alone = aligned and len(members) > 2, len(members) == 1
     for i, (steps, values) in enumerate(members if not banded else ()):
         named = as_text(arm) if alone or (i == 0 and not aligned) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from omegaconf import OmegaConf
 
 from wganlab.archive import read_archive
 from wganlab.files import write_json, write_text
@@ -169,8 +170,9 @@ def histogram(run: Run, colour: str) -> str | None:
 
 def clipping_bound(run: Run) -> float | None:
     """The bound of the part of the loss that has one; None where none has."""
-    bounds = [value for key, value in leaves(run.config.get("loss")) if key.rpartition(".")[2] == "bound"]
-    return float(bounds[0]) if bounds and bounds[0] is not None else None
+    keys = [key for key, _ in leaves(run.config.get("loss")) if key.rpartition(".")[2] == "bound"]
+    bound = OmegaConf.select(OmegaConf.create(run.config), f"loss.{keys[0]}") if keys else None  # it may be tuned
+    return None if bound is None else float(bound)
 
 
 def seconds_at(run: Run, step: int) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wganlab.files import write_text
+from wganlab.report import tuning
 from wganlab.report.across import Scores, read_scores, scores_csv, write_summary
 from wganlab.report.compare import arms
 from wganlab.report.page import write_report
@@ -51,8 +52,8 @@ def take_home(folders: Mapping[str, Path]) -> str:
         for claim in claims_of(folder, read_study(folder)):
             if claim.headline and claim.says in found:
                 record = found[claim.says]
-                low, high = record["interval"]
-                measured = f"{claim.number} {record['centre']:.3g} [{low:.3g}, {high:.3g}]"
+                centre, low, high = ("–" if x is None else f"{x:.3g}" for x in (record["centre"], *record["interval"]))
+                measured = f"{claim.number} {centre} [{low}, {high}]"
                 verdict = f"[{record['verdict']}]({name}/verdicts.md)"
                 lines.append(f"{len(lines) + 1}. {claim.says}: **{verdict}** ({measured}).")
     return "\n".join([*lines, ""])
@@ -104,7 +105,7 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         tuned = dict.fromkeys(run.overrides["arms"] for run in runs)
         found_settings = settings(search, {arm: arm_ranges(folder, arm) for arm in tuned})
         text = f"\nBest settings of {search.tune}:\n\n{table(found_settings)}"
-        write_text(pieces / "tuning.md", (pieces / "tuning.md").read_text() + text)
+        write_text(pieces / "tuning.md", tuning.table(runs, search) + text)
     written = [*publish_page(folder / "README.md", pieces), folder / "scores.csv"]
     write_text(written[-1], scores_csv(runs, arms(runs)))
     if (pieces / "verdicts.json").is_file():

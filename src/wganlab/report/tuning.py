@@ -50,7 +50,10 @@ def curves(runs: Sequence[Run], search: Search | None = None) -> tuple[str, dict
 
     def score(run: Run) -> float:
         """Of a trial: lower is better."""
-        return search.score(run) if search else run.summary.get("final", {}).get(metric, math.inf)
+        if search:
+            return search.score(run)
+        value = run.summary.get("final", {}).get(metric)
+        return math.inf if value is None else value
 
     protocols = {run.protocol.get("id") for run in runs if run.summary}
     if (

@@ -24,6 +24,8 @@ from wganlab.statistics import (
     level,
     median_interval,
     seeds_for_power,
+    share_interval,
+    shares_for_power,
 )
 
 HOLDS, SMALL, EQUAL, FAILS = "holds", "holds but is small", "practically equal", "does not hold"
@@ -37,7 +39,7 @@ Stages = Sequence[Sequence[str]]
 class Verdict:
     """The decision on a claim, from the numbers of its seeds: ``alpha`` is the level of each of its one-sided tests.
 
-    ``n_diverged`` of its runs diverged.
+    ``n_diverged`` of its runs diverged. An ``objection`` says why its runs cannot be put together.
     """
 
     claim: Claim
@@ -45,11 +47,20 @@ class Verdict:
     stages: Stages
     alpha: float
     n_diverged: int = 0
+    objection: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether the numbers are there that were planned, and enough of them."""
-        return len(self.stages[0]) >= MIN_SEEDS and all(seed in self.values for stage in self.stages for seed in stage)
+        """Whether the numbers are there that were planned, and enough of them, and belong together."""
+        there = all(seed in self.values for stage in self.stages for seed in stage)
+        return len(self.stages[0]) >= MIN_SEEDS and there and not self.objection
+
+    @property
+    def counted(self) -> dict[str, float]:
+        """The numbers of the seeds that are tested: those of the stages, or all where no seeds are planned."""
+        if not self.stages[0]:
+            return dict(self.values)
+        return {seed: self.values[seed] for stage in self.stages for seed in stage if seed in self.values}
 
     def above(self, bound: float, test: Test, *, sign: int = 1) -> float:
         """The p-value of "the centre is above the bound", or below it with ``sign`` -1, over all stages."""
@@ -105,13 +116,16 @@ class Verdict:
         """The decision; of an open one also what it leans towards and what is missing."""
         if self.decision not in (UNDECIDED, PROVISIONAL):
             return self.decision
-        planned, found = len(self.stages[0]), sum(seed in self.values for seed in self.stages[0])
+        planned = sum(map(len, self.stages))
+        found = len(self.counted) if planned else 0
+        if self.objection:
+            return f"incomplete ({self.objection})"
         if self.n_diverged and not (self.claim.diverged or self.claim.metric == DIVERGED) and found < planned:
             many = "1 run" if self.n_diverged == 1 else f"{self.n_diverged} runs"
             return f"incomplete ({many} diverged, and the claim does not say what that counts as)"
         leaning = f"leans towards {self.leaning}" if found > 1 else "leans nowhere yet"
         if self.decision == PROVISIONAL:
-            few = f"{len(self.values)} seeds; a verdict takes {MIN_SEEDS}"
+            few = f"{len(self.counted)} seeds; a verdict takes {MIN_SEEDS}"
             seeds = f"{found} of {planned} seeds" if found < planned else few
             return f"provisional ({seeds}), {leaning}"
         return f"undecided, {leaning} ({self.seeds_wanted})"
@@ -119,40 +133,72 @@ class Verdict:
     @property
     def seeds_wanted(self) -> str:
         """The seeds for 80% power, as a range: with the spread as found, and as large as it may well be."""
-        values, bounds = list(self.values.values()), (self.claim.low, self.claim.high)
+        values, bounds = list(self.counted.values()), (self.claim.low, self.claim.high)
         if not all(map(math.isfinite, values)):
             return "some seeds are infinitely worse: no number of them is known"
+        if self.claim.of_shares and not self.claim.paired and self.leaning != EQUAL:
+            return power_in_words(*map(self.seeds_for_share, (fmean(values), self.least_share)))
         mean, low, high = fmean(values), *bounds
         if self.leaning == EQUAL and self.claim.matters:
             bound = low if math.isfinite(low) else high
             low, high = bound - self.claim.matters, bound + self.claim.matters
         distances = [mean - low, high - mean]
         effect = max(-min(distances), 0.0) if self.leaning == FAILS else min(distances)
-        few, many = (seeds_for_power(effect, spread, self.alpha) for spread in (stdev(values), largest_spread(values)))
-        if few is None:
-            return "a thousand seeds would not give 80% power"
-        return f"{few} to {many or 'more than a thousand'} seeds for 80% power"
+        spreads = (stdev(values), largest_spread(values))
+        return power_in_words(*(seeds_for_power(effect, spread, self.alpha) for spread in spreads))
+
+    @property
+    def bounds(self) -> list[tuple[float, int]]:
+        """The bounds to be shown to be passed for the verdict that the numbers lean towards, and in which direction."""
+        sign = -1 if self.leaning == FAILS else 1
+        both = [(self.claim.low, sign), (self.claim.high, -sign)]
+        return [bound for bound in both if math.isfinite(bound[0])]
+
+    @property
+    def least_share(self) -> float:
+        """The end of the two-sided 60% interval of a share that is nearer to the bound."""
+        _, low, high = share_interval(list(self.counted.values()), level=0.6)
+        return low if self.bounds[0][1] == 1 else high
+
+    def seeds_for_share(self, share: float) -> int | None:
+        """The number of seeds with which the exact test of a share has 80% power, if it is this one."""
+        needed = [
+            shares_for_power(share, bound, self.alpha)
+            if sign == 1
+            else shares_for_power(1 - share, 1 - bound, self.alpha)
+            for bound, sign in self.bounds
+        ]
+        choose = min if self.leaning == FAILS else max  # to lie outside of two bounds, one is enough
+        found = choose((n or math.inf for n in needed), default=math.inf)
+        return int(found) if math.isfinite(found) else None
 
     @property
     def summary(self) -> tuple[float, float, float]:
         """Centre over the seeds, and its interval at the level of the tests."""
-        values, wide = list(self.values.values()), 1 - 2 * self.alpha
+        values, wide = list(self.counted.values()), 1 - 2 * self.alpha
+        if self.claim.of_shares and not self.claim.paired:
+            return share_interval(values, level=wide)
         by_mean = "t" in self.claim.tests or self.claim.of_shares
         return (interval if by_mean else median_interval)(values, level=wide)
 
     @property
     def measured(self) -> str:
         """Centre and interval over the seeds, in words."""
-        if not self.values:
+        if not self.counted:
             return "not measured"
         centre, low, high = self.summary
-        return f"{centre:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(self.values) > 1 else "")
+        return f"{centre:.3g}" + (f" [{low:.3g}, {high:.3g}]" if len(self.counted) > 1 else "")
 
     @property
     def seeds(self) -> str:
-        """How many seeds there are, how many looks at them, and how many of the runs diverged."""
+        """How many seeds are tested, how many looks at them, and how many of the runs diverged.
+
+        More that are there belong to no stage yet: other claims lack them, or it is a single one.
+        """
         looks = f" at look {len(self.stages)}" if len(self.stages) > 1 else ""
-        return f"{len(self.values)}{looks}" + (f" ({self.n_diverged} diverged)" if self.n_diverged else "")
+        more = len(self.values) - len(self.counted)
+        notes = [f"{self.n_diverged} diverged"] * bool(self.n_diverged) + [f"{more} more not counted"] * bool(more)
+        return f"{len(self.counted)}{looks}" + (f" ({', '.join(notes)})" if notes else "")
 
     @property
     def tested(self) -> str:
@@ -176,13 +222,20 @@ class Verdict:
             "centre": centre,
             "interval": [low, high],
             "level": 1 - 2 * self.alpha,
-            "values": dict(self.values),
+            "values": self.counted,
             "diverged": self.n_diverged,
             "p": None if open_ else {name: p[statement] for name, p in self.p_values.items()},
             "alpha": self.alpha,
             "verdict": self.decision,
             "description": self.description,
         }
+
+
+def power_in_words(few: int | None, many: int | None) -> str:
+    """How many seeds have 80% power, at the least and at the most."""
+    if few is None:
+        return "a thousand seeds would not give 80% power"
+    return f"{few} to {many or 'more than a thousand'} seeds for 80% power"
 
 
 def decide(
@@ -193,20 +246,25 @@ def decide(
     stages = stages_of([values.keys() for values in found], planned, earlier)
     alpha = level(max(1, len(claims)), len(stages))
     return [
-        Verdict(claim, values, stages, alpha, claim.n_diverged(runs))
+        Verdict(claim, values, stages, alpha, claim.n_diverged(runs), claim.objection(runs))
         for claim, values in zip(claims, found, strict=True)
     ]
 
 
 def stages_of(found: Sequence[Any], planned: Sequence[str], earlier: Stages) -> list[list[str]]:
-    """The stages of a study: as they were, and one more where all claims have seeds beyond all that were there."""
+    """The stages of a study: as they were, and one more where all claims have seeds beyond all that were there.
+
+    A plan that has grown since an earlier look adds a stage, too. A single seed is none: no test can judge it.
+    """
     if not planned:
         return [[]]
-    stages = [list(stage) for stage in earlier] if earlier and list(earlier[0]) == list(planned) else [[*planned]]
+    stages = [list(stage) for stage in earlier] if earlier and set(earlier[0]) <= set(planned) else [[*planned]]
     before = {seed for stage in stages for seed in stage}
+    if grown := [seed for seed in planned if seed not in before]:
+        return [*stages, grown]
     everywhere = set.intersection(*map(set, found)) if found else set()
     added = sorted(everywhere - before, key=lambda seed: (len(seed), seed))
-    return [*stages, added] if added and before <= everywhere else stages
+    return [*stages, added] if len(added) > 1 and before <= everywhere else stages
 
 
 def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, Any]:
