@@ -50,6 +50,16 @@ def test_every_arm_can_run(study: str) -> None:
     assert {re.search(r"arms=(\w+)", name)[1] for name in jobs} == {*arm_names(folder)}  # type: ignore[index]
 
 
+BUDGETS = [(name, budget) for name, folder in studies().items() for budget in read_study(folder).budgets]
+
+
+@pytest.mark.parametrize(("study", "budget"), BUDGETS)
+def test_every_budget_can_run(study: str, budget: str) -> None:
+    folder = find_study(study)
+    with composer("train", str(folder), parameters_at) as hydra:
+        plan_sweep(hydra, command_line(study, f"budget={budget}", "seed=0")).plan()
+
+
 def test_a_study_runs_a_job_on_each_core_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
