@@ -77,7 +77,7 @@ def snippets(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.write_text(block)
     shown = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     arms = {"lr/study.yaml", "lr/arms/fast.yaml", "lr/arms/slow.yaml"}
-    assert shown == {"my_losses.py", "my_conf/loss/hinge.yaml", *arms}
+    assert shown == {"my_losses.py", "my_conf/loss/my_hinge.yaml", *arms}
     return folder
 
 
@@ -94,7 +94,7 @@ def test_custom_loss_snippet_runs(snippets: Path) -> None:
     done = wganlab(*command, *TINY, *NARROW, "logger=csv", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "completed 12 generator steps" in done.stdout
-    assert "Hinge" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    assert "my_losses.Hinge" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text(), "and not the built-in one"
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ METRICS = {
         meaning="exact, between generated and real points",
     ),
     "eval/modes": Metric(
-        "Modes captured", "modes", "higher", ".0f", True, "distances", "modes that have a sample within 3 sd"
+        "Modes captured", "modes", "higher", ".0f", True, "distances",
+        "modes that have a tenth of their share of the samples within 3 sd",
     ),
     "eval/high_quality": Metric(
         "Share of samples within 3 sd of a mode", "high quality", "higher", ".3f", False, "distances",
