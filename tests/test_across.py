@@ -60,6 +60,15 @@ def test_runs_that_diverged_are_within_no_factor() -> None:
     assert figure({"one": {"a": np.full(3, np.inf), "b": np.full(3, np.inf)}}).axes
 
 
+def test_scores_below_zero_are_within_where_they_are_to_be_low() -> None:
+    """As the debiased distance of a good generator may be."""
+    near = {"one": {"a": np.array([-0.1, 0.1, 0.2]), "b": np.array([1.0, 2, 3])}}
+    assert profile(near, "a", np.array([0.8, 1, 2])) == pytest.approx([1 / 3, 2 / 3, 1])
+    below = {"one": {"a": np.array([-0.2, -0.1, 0.1]), "b": np.array([1.0, 2, 3])}}
+    assert profile(below, "a", np.array([0.5, 1, 4])) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert figure(below).axes
+
+
 def test_a_handful_of_seeds_is_not_set_in_bold() -> None:
     few, many = ({"one": {"a": np.arange(n) + 0.0, "b": np.arange(n) + 100.0}} for n in (7, 8))
     assert "**" not in table(few)

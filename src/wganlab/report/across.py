@@ -110,21 +110,25 @@ def profile(data_sets: DataSets, arm: str, factors: np.ndarray) -> np.ndarray:
 
     A performance profile (Dolan and Moré 2002) of the distribution over runs (Agarwal et al., section 4.2).
     """
-    shares = [(times_best(scores, arm)[:, None] <= factors).mean(0) for scores in data_sets.values()]
+    shares = []
+    for scores in data_sets.values():
+        best = best_median(scores)
+        limits = best * factors if best > 0 else best / factors  # scores that are to be high come negated
+        shares.append(((scores[arm][:, None] <= limits) & np.isfinite(limits)).mean(0))
     return np.mean(shares, 0)
 
 
-def times_best(scores: Scores, arm: str) -> np.ndarray:
-    """How many times as bad as the best arm's median each of an arm's scores is; infinite where that is no number.
+def best_median(scores: Scores) -> float:
+    """The median of the best arm; infinite where most runs of every arm diverged."""
+    return min(float(np.median(values)) for values in scores.values())
 
-    Of scores that are to be high, which come negated, as many times as low.
-    """
-    best = min(np.median(values) for values in scores.values())
-    if best == 0 or not np.isfinite(best):
-        return np.where(scores[arm] <= best, 1.0, np.inf) if np.isfinite(best) else np.full(len(scores[arm]), np.inf)
-    ratios = scores[arm] / best
-    with np.errstate(divide="ignore"):
-        return np.where(ratios > 0, ratios if best > 0 else 1 / ratios, np.inf)
+
+def largest_factor(scores: Scores) -> float:
+    """The factor of the best arm's median within which all runs are that have one; 0 where none has."""
+    best, values = best_median(scores), np.concatenate([*scores.values()])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = values / best if best > 0 else best / values
+    return float(np.max(factors, initial=0, where=np.isfinite(factors)))
 
 
 def table(data_sets: DataSets) -> str:
@@ -151,8 +155,7 @@ def said(found: Improvement, *, bold: bool) -> str:
 def figure(data_sets: DataSets) -> Figure:
     """The profiles of all arms."""
     arms = list(next(iter(data_sets.values())))
-    times = np.concatenate([times_best(scores, arm) for scores in data_sets.values() for arm in arms])
-    factors = np.geomspace(0.8, max([2, *times[np.isfinite(times)]]), 200)
+    factors = np.geomspace(0.8, max(2, *map(largest_factor, data_sets.values())), 200)
     with mpl.rc_context(STYLE):
         drawn = Figure(figsize=(5.2, 3.4), layout="constrained")
         axes = drawn.add_subplot(xlabel="factor of the best arm's median", ylabel="share of runs within", xscale="log")
