@@ -62,6 +62,11 @@ def resolver(range_: Callable[..., Any]) -> Callable[..., Any]:
     return draw
 
 
+def drawn(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key of a run's config, drawn where it is a range; None where there is none."""
+    return OmegaConf.select(OmegaConf.create(dict(config)), key)
+
+
 def register() -> None:
     """Have OmegaConf know the ranges."""
     for name, range_ in RANGES.items():

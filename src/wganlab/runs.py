@@ -200,12 +200,15 @@ class Run:
     def outcome(self) -> dict[str, dict[str, Any]]:
         """:func:`final_and_best` of its rows; a metric whose last value is not finite has no final one."""
         found = final_and_best(self.rows)
-        return found | {"final": {key: v for key, v in found["final"].items() if not self.is_lost(key, self.rows)}}
+        for metric in self.not_finite:
+            if self.is_lost(metric, self.rows):
+                found["final"].pop(metric, None)
+        return found
 
     def is_lost(self, metric: str, rows: Sequence[Row]) -> bool:
-        """Whether the last value of a metric in the first rows of the run is not finite."""
+        """Whether the last value of a metric in the first rows of the run, which are some, is not finite."""
         last = next((row["step"] for row in reversed(rows) if metric in row), -1)
-        return any(last < step <= rows[-1]["step"] for step in self.not_finite.get(metric, ()) if rows)
+        return any(last < step <= rows[-1]["step"] for step in self.not_finite.get(metric, ()))
 
     @cached_property
     def samples(self) -> dict[int, Path]:

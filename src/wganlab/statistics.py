@@ -126,7 +126,7 @@ def share_interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tupl
     return ones / n, low, high
 
 
-def shares_for_power(share: float, bound: float, alpha: float, *, power: float = 0.8) -> int | None:
+def seeds_for_share(share: float, bound: float, alpha: float, *, power: float = 0.8) -> int | None:
     """The number of seeds with which :func:`share_test` finds a share above a bound; None above MOST_SEEDS."""
     if share <= bound:
         return None

@@ -12,12 +12,11 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
 from pydantic import NonNegativeInt, PositiveInt
 
 from wganlab.metrics import metric_of
 from wganlab.overrides import parse, split_sweep
-from wganlab.ranges import is_at_edge, ranges_in
+from wganlab.ranges import drawn, is_at_edge, ranges_in
 from wganlab.runs import Run, Status, find_runs
 from wganlab.schema import ConfigError
 
@@ -118,11 +117,11 @@ def settings(search: Search, ranges: Mapping[str, Mapping[str, str]]) -> dict[st
             which = ", ".join(map(str, missing))
             raise ConfigError("tune", f": of arm {arm}, trials are missing or have failed: {which}; run it again")
         scores = {trial: fmean(map(search.score, of_trial)) for trial, of_trial in trials.items()}
-        trial, score = min(scores.items(), key=lambda item: item[1])
-        run = trials[trial][0]
+        trial = min(scores, key=scores.__getitem__)
+        score, config = scores[trial], trials[trial][0].config
         if math.isinf(score):
             raise ConfigError("tune", f": of arm {arm}, no trial has a {tune.score}")
-        values = {key: OmegaConf.select(OmegaConf.create(run.config), key) for key in of_arm}
+        values = {key: drawn(config, key) for key in of_arm}
         edges = [key for key, text in of_arm.items() if is_at_edge(key, text, trial)]
         found[arm] = Setting(trial, metric_of(tune.score).sign * score, values, edges)
     return found

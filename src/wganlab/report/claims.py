@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from wganlab.checks import check_call
 from wganlab.metrics import metric_of
 from wganlab.report.compare import BUDGETS, setting
 from wganlab.report.epochs import mean_over_epoch
-from wganlab.runs import Row, Run, Status, final_and_best
+from wganlab.runs import Row, Run, Status, final_and_best, load_yaml
 from wganlab.schema import ConfigError
 from wganlab.statistics import Test, share_test, sign_flip_test, sign_test, signed_rank_test, t_test
 
@@ -94,6 +93,11 @@ class Claim:
         return bool(self.versus or self.versus_epoch)
 
     @property
+    def arms(self) -> list[str]:
+        """The arms that it is about."""
+        return [self.arm, self.versus] if self.versus else [self.arm]
+
+    @property
     def of_shares(self) -> bool:
         """Whether the number of a run is 0 or 1."""
         return self.metric == DIVERGED or self.reaches is not None
@@ -159,13 +163,13 @@ class Claim:
         found: dict[str, list[float]] = {}
         for run in self.of_arm(runs, arm):
             value = self.of_run(run) if epoch is None else mean_over_epoch(run.rows, self.metric, epoch)
-            if self.diverged and self.has_diverged(run) and (epoch is None or value is None):
+            if self.diverged and run.diverged and value is None:
                 value = metric_of(self.metric).sign * math.inf if self.reaches is None else 0.0
             if value is not None and not math.isnan(value):
                 found.setdefault(str(run.config.get("seed")), []).append(value)
         return {seed: fmean(values) for seed, values in found.items()}
 
-    def of_arm(self, runs: Sequence[Run], arm: str | None) -> list[Run]:
+    def of_arm(self, runs: Sequence[Run], arm: str) -> list[Run]:
         """The runs of an arm that the claim is about."""
         return [
             run
@@ -175,11 +179,11 @@ class Claim:
 
     def has_diverged(self, run: Run) -> bool:
         """Whether a run diverged before it was as long as the claim asks."""
-        return run.diverged and (not self.until or self.rows_of(run) is None)
+        return run.diverged and self.rows_of(run) is None
 
     def n_diverged(self, runs: Sequence[Run]) -> int:
         """How many of its runs diverged."""
-        return sum(self.has_diverged(run) for arm in {self.arm, self.versus} for run in self.of_arm(runs, arm))
+        return sum(self.has_diverged(run) for arm in self.arms for run in self.of_arm(runs, arm))
 
     def objection(self, runs: Sequence[Run]) -> str | None:
         """Why the runs that completed cannot be put together, in words; None where they can.
@@ -188,8 +192,8 @@ class Claim:
         protocol, at equal settings of whatever else is swept.
         """
         groups: dict[Any, list[Run]] = {}
-        for arm in (self.arm, self.versus):
-            for run in self.of_arm(runs, arm) if arm else []:
+        for arm in self.arms:
+            for run in self.of_arm(runs, arm):
                 if run.state == Status.COMPLETED:
                     others = [item for item in run.overrides.items() if item[0] not in ("seed", *BUDGETS)]
                     groups.setdefault(tuple(sorted(others)), []).append(run)
@@ -199,14 +203,11 @@ class Claim:
                     return f"runs of {' and '.join(sorted(lengths))} {key}, and no until that says where to read them"
         if metric_of(self.metric).protocol is None:
             return None
-        protocols: dict[Any, set[Any]] = {}
-        for group in groups.values():
-            found = {run.protocol.get("id") for run in group}
-            protocols.setdefault(arm_of(group[0]), set()).update(found)
-            if len(found) > 1:
-                return "scores of different protocols"
-        of_arms = {*chain(*protocols.values())} if all(len(found) == 1 for found in protocols.values()) else set()
-        return "scores of different protocols" if len(of_arms) > 1 else None
+        mixed = any(len({run.protocol.get("id") for run in group}) > 1 for group in groups.values())
+        scored = {(arm_of(run), run.protocol.get("id")) for group in groups.values() for run in group}
+        arms, protocols = ({pair[i] for pair in scored} for i in range(2))
+        apart = len(scored) == len(arms) and len(protocols) > 1  # each arm has one: no sweep over data sets
+        return "scores of different protocols" if mixed or apart else None
 
     def of_run(self, run: Run) -> float | None:
         """The number of one run; None where it was not measured, or the run is not complete."""
@@ -279,7 +280,7 @@ def read_claims(
 def equal(found: str, wanted: Any) -> bool:
     """Whether the setting of a run is what a study.yaml names, however either is written."""
     try:
-        return bool(yaml.safe_load(found) == wanted or float(found) == float(wanted))
+        return bool(load_yaml(found) == wanted or float(found) == float(wanted))
     except (yaml.YAMLError, TypeError, ValueError):
         return found == str(wanted)
 

@@ -158,8 +158,8 @@ def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure 
     """The last value of a metric in every run, a row of dots per arm with its mean; None where no arm has two runs."""
     values: dict[str, list[float]] = {}
     for run, arm in zip(runs, arms, strict=True):
-        final = [row[metric] for row in run.rows if metric in row][-1:]
-        values.setdefault(arm, []).extend(final)
+        final = run.outcome["final"]
+        values.setdefault(arm, []).extend([final[metric]] if metric in final else [])
     if max(map(len, values.values())) < 2:
         return None
     with mpl.rc_context(STYLE):

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from omegaconf import OmegaConf
 
 from wganlab.archive import read_archive
 from wganlab.files import write_json, write_text
+from wganlab.ranges import drawn
 from wganlab.report import explore, figures, forest, networks, tuning
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, main_column, results, to_csv
 from wganlab.report.tables import REAL, cell, columns_of, real_row
@@ -171,7 +171,7 @@ def histogram(run: Run, colour: str) -> str | None:
 def clipping_bound(run: Run) -> float | None:
     """The bound of the part of the loss that has one; None where none has."""
     keys = [key for key, _ in leaves(run.config.get("loss")) if key.rpartition(".")[2] == "bound"]
-    bound = OmegaConf.select(OmegaConf.create(run.config), f"loss.{keys[0]}") if keys else None  # it may be tuned
+    bound = drawn(run.config, f"loss.{keys[0]}") if keys else None
     return None if bound is None else float(bound)
 
 

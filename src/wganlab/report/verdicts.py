@@ -24,8 +24,8 @@ from wganlab.statistics import (
     level,
     median_interval,
     seeds_for_power,
+    seeds_for_share,
     share_interval,
-    shares_for_power,
 )
 
 HOLDS, SMALL, EQUAL, FAILS = "holds", "holds but is small", "practically equal", "does not hold"
@@ -64,12 +64,11 @@ class Verdict:
 
     def above(self, bound: float, test: Test, *, sign: int = 1) -> float:
         """The p-value of "the centre is above the bound", or below it with ``sign`` -1, over all stages."""
-        mirror = 0 if sign == 1 else 1  # of shares, too: 1 - x is below 1 - bound where x is above it
-        stages = [[mirror + sign * self.values[seed] for seed in stage if seed in self.values] for stage in self.stages]
+        stages = [[mirrored(self.values[seed], sign) for seed in stage if seed in self.values] for stage in self.stages]
         there = [stage for stage in stages if stage]
         if not there:
             return 1.0
-        return combined([test(stage, mirror + sign * bound) for stage in there], [*map(len, there)])
+        return combined([test(stage, mirrored(bound, sign)) for stage in there], [*map(len, there)])
 
     @cached_property
     def p_values(self) -> dict[str, dict[str, float]]:
@@ -136,7 +135,7 @@ class Verdict:
         values, bounds = list(self.counted.values()), (self.claim.low, self.claim.high)
         if not all(map(math.isfinite, values)):
             return "some seeds are infinitely worse: no number of them is known"
-        if self.claim.of_shares and not self.claim.paired and self.leaning != EQUAL:
+        if "binomial" in self.claim.tests and self.leaning != EQUAL:
             return power_in_words(*map(self.seeds_for_share, (fmean(values), self.least_share)))
         mean, low, high = fmean(values), *bounds
         if self.leaning == EQUAL and self.claim.matters:
@@ -163,10 +162,7 @@ class Verdict:
     def seeds_for_share(self, share: float) -> int | None:
         """The number of seeds with which the exact test of a share has 80% power, if it is this one."""
         needed = [
-            shares_for_power(share, bound, self.alpha)
-            if sign == 1
-            else shares_for_power(1 - share, 1 - bound, self.alpha)
-            for bound, sign in self.bounds
+            seeds_for_share(mirrored(share, sign), mirrored(bound, sign), self.alpha) for bound, sign in self.bounds
         ]
         choose = min if self.leaning == FAILS else max  # to lie outside of two bounds, one is enough
         found = choose((n or math.inf for n in needed), default=math.inf)
@@ -176,7 +172,7 @@ class Verdict:
     def summary(self) -> tuple[float, float, float]:
         """Centre over the seeds, and its interval at the level of the tests."""
         values, wide = list(self.counted.values()), 1 - 2 * self.alpha
-        if self.claim.of_shares and not self.claim.paired:
+        if "binomial" in self.claim.tests:
             return share_interval(values, level=wide)
         by_mean = "t" in self.claim.tests or self.claim.of_shares
         return (interval if by_mean else median_interval)(values, level=wide)
@@ -229,6 +225,12 @@ class Verdict:
             "verdict": self.decision,
             "description": self.description,
         }
+
+
+def mirrored(value: float, sign: int) -> float:
+    """A value, or with ``sign`` -1 its mirror image about a half, as the share of zeros is of that of ones: it is above
+    the image of a bound where the value is below the bound."""
+    return value if sign == 1 else 1 - value
 
 
 def power_in_words(few: int | None, many: int | None) -> str:
