@@ -28,6 +28,18 @@ def test_worked_example() -> None:
     assert d.entropy(torch.full((8,), 1 / 8)) == pytest.approx(math.log(8))
 
 
+def test_the_best_plan_moves_p_to_q_at_the_least_cost() -> None:
+    line = torch.arange(4.0)
+    plan, cost = d.transport_plan(P, Q, line), (line[:, None] - line).abs()
+    assert torch.allclose(plan.sum(1).float(), P)
+    assert torch.allclose(plan.sum(0).float(), Q)
+    assert (plan * cost).sum().item() == pytest.approx(d.earth_mover(P, Q, line), rel=1e-6)
+    independent = P[:, None] * Q  # a plan, too, and what it costs can be checked by hand
+    assert (independent * cost).sum().item() == pytest.approx(1.42, rel=1e-6)
+    with pytest.raises(ValueError, match="not finite"):
+        d.transport_plan(P, Q, torch.tensor([0.0, 1.0, 2.0, torch.inf]))
+
+
 def test_kl_is_cross_entropy_less_entropy_and_asymmetric() -> None:
     assert d.kl(P, Q) == pytest.approx(d.cross_entropy(P, Q) - d.entropy(P))
     skewed = torch.tensor([0.7, 0.1, 0.1, 0.1])

@@ -144,7 +144,7 @@ def test_value_surface_is_the_critic_on_a_grid() -> None:
             return 2 * points[:, 0] - points[:, 1]
 
     ticks, values = value_surface(First(), torch.zeros(1))
-    assert values.shape == (SURFACE, SURFACE) == (64, 64)
+    assert values.shape == (SURFACE, SURFACE) == (128, 128)
     assert (ticks[0], ticks[-1]) == (-3, 3)
     assert values[0, -1].item() == pytest.approx(9), "x is 3 and y is -3: rows run along y"
 

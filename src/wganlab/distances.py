@@ -69,6 +69,20 @@ def earth_mover(p: Tensor, q: Tensor, points: Tensor) -> float:
     return _transport(p, q, torch.cdist(locations, locations))
 
 
+def transport_plan(p: Tensor, q: Tensor, points: Tensor) -> Tensor:
+    """The plan (n, n) whose cost is :func:`earth_mover`: how much of each outcome of P goes to each of Q.
+
+    Its row sums are P, its column sums Q; the optimum, by POT. Raises ValueError for points that are not finite.
+    """
+    import ot
+
+    p, q = _probabilities(p, q)
+    locations = exact(points.reshape(len(p), -1)).cpu()
+    if not torch.isfinite(locations).all():
+        raise ValueError("points that are not finite have no plan")
+    return torch.as_tensor(ot.emd(p.cpu().numpy(), q.cpu().numpy(), torch.cdist(locations, locations).numpy()))
+
+
 def wasserstein(first: Tensor, second: Tensor, *, order: int = 1) -> float:
     """W_order between point clouds (n, *shape) and (m, *shape), Euclidean ground distance; the optimum, by POT.
 

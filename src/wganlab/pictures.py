@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Points and value surfaces are drawn over [-EXTENT, EXTENT] in both directions, surfaces on SURFACE x SURFACE values.
-EXTENT, SURFACE = 3.0, 64
+EXTENT, SURFACE = 3.0, 128
 #: Images in one grid, and columns of a table in one picture, at most: the first of them.
 GRID, PANELS = 1024, 36
 
