@@ -202,6 +202,14 @@ def test_a_bug_on_rank_zero_keeps_its_traceback_and_a_run_that_diverges_is_one_l
 
 
 @pytest.mark.slow
+def test_a_callback_that_asks_for_a_stop_stops_all_ranks(tmp_path: Path) -> None:
+    stop = "{_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: eval/emd, stopping_threshold: 1e9}"
+    done = wganlab("train", *MLP, *DDP, f"+callbacks.stop={stop}", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Run.open(tmp_path / "out").summary["steps"] == 6, "of 12, with an evaluation after each six"
+
+
+@pytest.mark.slow
 def test_no_rank_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
     run = begin("loss=gan", "hydra.run.dir=out", "steps=100000", "callbacks.checkpoints.every=2", cwd=tmp_path)
     wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt")
@@ -351,7 +359,7 @@ def test_synchronised_batch_norm_is_that_of_the_whole_batch(precision: str, on_t
     [
         ["loss=dragan", "loss/objective=relativistic_average", "augmentation=diffaug", "averaging=ema"],
         ["loss=sngan", "loss/schedule=cosine", "loss/warmup=paper", "loss.warmup.n=7"],
-        ["loss=gan"],
+        ["loss=gan", "+loss/feature_matching=added"],
         ["loss=r3gan", "model=conditional_mlp"],
         ["loss=acgan", "model=acgan_dcgan", *DCGAN],
         ["loss=wgan_gp", "model=conditional_dcgan", *DCGAN],

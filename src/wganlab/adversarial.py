@@ -18,6 +18,7 @@ from wganlab.augmentation import Augmentation
 from wganlab.averaging import Averaging
 from wganlab.contracts import Latent, Loss, critic_steps
 from wganlab.data.stream import Batch
+from wganlab.networks.layers import at_least_fp32
 from wganlab.pair import Pair
 from wganlab.window import Record, Window
 
@@ -99,8 +100,8 @@ class AdversarialModule(Pair):
         checkpoint["images_seen"] = self.trainer.train_dataloader.images_seen  # type: ignore[union-attr]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        n_critic = self.loss.n_critic
-        self.window = Window.restored(checkpoint["window"], n_critic=n_critic, device=self.device)
+        n_critic, device = self.loss.n_critic, self.trainer.strategy.root_device  # where Lightning puts the module later
+        self.window = Window.restored(checkpoint["window"], n_critic=n_critic, device=device)
         # version 1 did not count, for it had no other number of critic steps than n_critic
         self.critic_step_count = checkpoint.get("critic_steps", checkpoint["global_step"] * n_critic)
 
@@ -224,9 +225,9 @@ class AdversarialModule(Pair):
         """The critic's scores of images with these labels, and the loss of its auxiliary classifier, if it is asked."""
         critic = self.scorer(labels)
         if self.loss.classification is None:
-            return critic(images), 0.0
+            return at_least_fp32(critic(images)), 0.0
         scores, logits = critic.scores_and_logits(images)  # type: ignore[operator]
-        return scores, self.loss.classification(logits, labels)  # type: ignore[arg-type]
+        return at_least_fp32(scores), self.loss.classification(logits, labels)  # type: ignore[arg-type]
 
     def critic_loss(
         self,
@@ -261,7 +262,7 @@ class AdversarialModule(Pair):
         if getattr(objective, "relativistic", False):
             if real_scores is None:
                 with torch.no_grad():
-                    real_scores = critic(real.images)
+                    real_scores = at_least_fp32(critic(real.images))
             loss = objective.generator_loss(fake_scores, real_scores)  # type: ignore[call-arg]
         else:
             loss = objective.generator_loss(fake_scores)

@@ -100,5 +100,5 @@ class FixedGenerator(ReusedLatents):
 
     def generator_step(self, real: Batch, latents: Tensor, optimizer: Any) -> None:
         with torch.no_grad():
-            self.window.generator.append(self.generator_loss(real, latents, self.scorer(real.labels)(latents)))
+            self.window.generator.append(self.generator_loss(real, latents, self.judged(latents, real.labels)[0]))
         optimizer.step()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, softplus
 
 from wganlab import parallel
+from wganlab.networks.layers import at_least_fp32
 
 
 @runtime_checkable
@@ -132,7 +133,7 @@ class FeatureMatching:
     """weight * || E[f(x)] - E[f(G(z))] ||^2 over the critic's last features f (Salimans et al. 2016, section 3.1).
 
     arXiv 1606.03498 puts it in the place of the generator's loss (``score_weight`` 0); above zero, that much of the
-    loss over scores is added. The critic keeps its own loss.
+    loss over scores is added. The critic keeps its own loss. The means are those of the whole batch on several ranks.
     """
 
     def __init__(self, *, weight: PositiveFloat = 1.0, score_weight: NonNegativeFloat = 0.0) -> None:
@@ -141,8 +142,8 @@ class FeatureMatching:
     def __call__(self, score_loss: Tensor, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar that the generator minimises. Raises AttributeError for a critic without ``features``."""
         with torch.no_grad():
-            wanted = critic.features(real).mean(0)  # type: ignore[operator]
-        gap = wanted - critic.features(fake).mean(0)  # type: ignore[operator]
+            wanted = at_least_fp32(critic.features(real)).mean(0)  # type: ignore[operator]
+        gap = parallel.rank_mean(wanted - at_least_fp32(critic.features(fake)).mean(0))  # type: ignore[operator]
         return self.weight * gap.square().sum() + self.score_weight * score_loss
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.overrides import TorchFunctionMode
 
 from wganlab import parallel
-from wganlab.networks.layers import evaluation_mode
+from wganlab.networks.layers import at_least_fp32, evaluation_mode
 from wganlab.schema import InvalidValueError
 
 NormOver = Literal["image", "pixel", "batch"]
@@ -175,8 +175,7 @@ class SlopePenalty(Regularizer):
     def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Scalar, differentiable with respect to the critic's weights."""
         with torch.autocast(real.device.type, enabled=False), evaluation_mode(*([critic] if self.eval_mode else [])):
-            full = torch.promote_types(real.dtype, torch.float32)
-            points = self.points(real.to(full), fake.to(full))
+            points = self.points(at_least_fp32(real), at_least_fp32(fake))
             norms = gradient_norms(critic, points, norm_over=self.norm_over, create_graph=True)
             return self.weight * self.term(norms).mean()
 

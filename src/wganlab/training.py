@@ -19,10 +19,11 @@ from wganlab import loggers, parallel, torchrun
 from wganlab.adversarial import AdversarialModule
 from wganlab.archive import read_checkpoint
 from wganlab.build import build_module, construct, generator_steps, open_stream, same_data
+from wganlab.callbacks import is_foreign
 from wganlab.callbacks.checkpoints import Checkpoints
 from wganlab.callbacks.compilation import Compilation
 from wganlab.callbacks.history import History
-from wganlab.callbacks.interruption import IgnoreSignals, Interruption, StoppedError
+from wganlab.callbacks.interruption import IgnoreSignals, Interruption, StoppedError, StopTogether
 from wganlab.callbacks.progress import ProgressReport
 from wganlab.config import conf_dir
 from wganlab.data import Source
@@ -83,9 +84,13 @@ def observers(
 ) -> list[pl.Callback]:
     """The callbacks of a run. Further ranks have those alone that change it: Checkpoints restores random numbers."""
     chosen: list[pl.Callback] = [*filter(None, construct(config, "callbacks").values())]
+    together: list[pl.Callback] = []
+    if parallel.world_size() > 1 and (config.accelerator.get("max_time") or any(map(is_foreign, chosen))):
+        together = [StopTogether()]  # it takes a message a step, which other runs are spared
     if parallel.is_rank_zero():
-        return [*chosen, compilation, history, ProgressReport(history), interruption]
-    return [*(callback for callback in chosen if isinstance(callback, Checkpoints)), compilation, IgnoreSignals()]
+        return [*chosen, compilation, history, ProgressReport(history), interruption, *together]
+    mine = [callback for callback in chosen if isinstance(callback, Checkpoints)]
+    return [*mine, compilation, IgnoreSignals(), *together]
 
 
 @contextmanager

@@ -13,6 +13,11 @@ def is_due(trainer: Trainer, every: int) -> bool:
     return trainer.global_step % every == 0 or is_last(trainer)
 
 
+def is_foreign(callback: Callback) -> bool:
+    """Whether a callback is none of wganlab's."""
+    return not type(callback).__module__.startswith("wganlab.")
+
+
 def is_lightnings(callback: Callback) -> bool:
     """Whether a callback is one of Lightning's own, such as EarlyStopping."""
     return type(callback).__module__.startswith(("pytorch_lightning.", "lightning."))

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from pytorch_lightning import Callback, Trainer
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.callbacks import is_due
+from wganlab.callbacks import is_due, is_foreign
 from wganlab.callbacks.divergence import divergence
 from wganlab.data.stream import Batch, BatchStream
 from wganlab.files import write_text
@@ -27,7 +27,7 @@ def tell_others(trainer: Trainer, module: AdversarialModule, metrics: dict[str, 
     To them an evaluation is a validation: EarlyStopping and ModelCheckpoint do after it what their documentation says.
     That takes Lightning 3 ms a row, which runs without such callbacks are spared.
     """
-    others = [one for one in trainer.callbacks if not type(one).__module__.startswith("wganlab.")]  # type: ignore[attr-defined]
+    others = [one for one in trainer.callbacks if is_foreign(one)]  # type: ignore[attr-defined]
     if not others:
         return
     module.log_dict(metrics, logger=False, batch_size=1)

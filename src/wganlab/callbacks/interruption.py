@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from wganlab import environment
+from wganlab import environment, parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_last
 from wganlab.callbacks.checkpoints import Checkpoints
@@ -67,6 +67,15 @@ class Interruption(Checkpoint):  # a Checkpoint only so that Lightning calls it 
             saver.save(trainer, module)
         saved = "saved" if savers else "not saved: there is no callbacks.checkpoints"
         raise StoppedError(self.received, f"after generator step {trainer.global_step} ({saved})")
+
+
+class StopTogether(Checkpoint):  # a Checkpoint for the same reason
+    """On all ranks: they stop after the step at which a callback of rank zero has asked for it."""
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, module: AdversarialModule, outputs: None, batch: Tensor, batch_idx: int
+    ) -> None:
+        trainer.should_stop = parallel.broadcast_flag(trainer.should_stop, module.device)
 
 
 class IgnoreSignals(Callback):

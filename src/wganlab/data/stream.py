@@ -130,15 +130,15 @@ class BatchStream:
         if self.flip:
             mirrored = self._mirrored[rows].view(-1, *[1] * (batch.dim() - 1))
             batch = torch.where(mirrored, batch.flip(-1), batch)
-        labels = None if self._labels is None else self._send(self._labels[rows])
-        return Batch(self._send(batch), labels, self._send(rows) if self.numbered else None)
+        labels = None if self._labels is None else self.to_device(self._labels[rows])
+        return Batch(self.to_device(batch), labels, self.to_device(rows) if self.numbered else None)
 
     def _drawn(self, n: int, labels: Tensor) -> Tensor:
         """Labels of a generator step, or a rank's share of n: from a stream of their own, by seed and step alone."""
         rows = torch.randint(len(labels), (n,), generator=random_labels(self.seed * 1_000_003 + self.step))
-        return self._send(labels[parallel.shard(rows).to(labels.device)])
+        return self.to_device(labels[parallel.shard(rows).to(labels.device)])
 
-    def _send(self, samples: Tensor) -> Tensor:
+    def to_device(self, samples: Tensor) -> Tensor:
         """To the device, without waiting for it."""
         if samples.device == self.device:
             return samples
@@ -152,7 +152,7 @@ class BatchStream:
 
     def fixed_samples(self, n: int) -> Tensor:
         """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
-        return self._send(self.samples[self._fixed_rows(n).to(self.samples.device)])
+        return self.to_device(self.samples[self._fixed_rows(n).to(self.samples.device)])
 
     def fixed_labels(self, n: int) -> Tensor | None:
         """The labels of :meth:`fixed_samples`; None where there are no classes."""

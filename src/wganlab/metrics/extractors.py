@@ -132,7 +132,7 @@ class StackedClassifier(Classifier):
         classes = round(modes ** (1 / depth))
         if samples.dim() != 4 or labels is None or depth == 1 or classes**depth != modes:
             raise ConfigError("extractor", "=stacked: takes stacks of grey images, dataset=stacked")
-        grey = samples.flatten(0, 1)[:, None]
+        grey = samples.cpu().flatten(0, 1)[:, None]
         first = [*{image.tobytes(): row for row, image in enumerate(grey.numpy())}.values()]  # each image once
         numbers = classes_of(labels, classes, depth).flatten()[first]
         super().prepare(grey[first], numbers, fingerprint)
@@ -181,7 +181,7 @@ def train(
             network.train()
             for _ in range(updates):
                 rows = kept[torch.randint(len(kept), (batch,))]
-                images = to_unit_range(samples[rows]).to(memory_format=torch.channels_last)
+                images = to_unit_range(samples[rows].cpu()).to(memory_format=torch.channels_last)
                 loss = cross_entropy(network(images), labels[rows], label_smoothing=0.05)
                 optimizer.zero_grad()
                 loss.backward()
@@ -198,7 +198,7 @@ def accuracy(network: nn.Module, samples: Tensor, labels: Tensor) -> float:
     """Share of samples, as stored, whose likeliest class is their label."""
     network.eval()
     right = [
-        (network(to_unit_range(part)).argmax(1) == wanted).sum()
+        (network(to_unit_range(part.cpu())).argmax(1) == wanted).sum()
         for part, wanted in zip(samples.split(BATCH), labels.split(BATCH), strict=True)
     ]
     return torch.stack(right).sum().item() / len(labels)

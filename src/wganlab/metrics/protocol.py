@@ -263,4 +263,4 @@ def reference(stream: BatchStream, split: str, n: int) -> tuple[str, Tensor, Ten
         raise ConfigError("split", "=held_out: the run has held out no samples (hold_out=0); allowed is training")
     rows = torch.randperm(len(stream.held_out), generator=torch.Generator().manual_seed(0))[:n]
     labels = stream.held_out_labels
-    return "held_out", stream.held_out[rows], labels if labels is None else labels[rows]
+    return "held_out", stream.to_device(stream.held_out[rows]), labels if labels is None else labels[rows]

@@ -22,6 +22,11 @@ Output = Literal["tanh", "linear"]
 Padding = Literal["symmetric", "tensorflow"]
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """The same in fp32, where it is coarser: bf16 has steps of 2 at a score of 300."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def norm_layer(kind: Norm, channels: int, *, images: bool, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
     """Normalisation of (batch, channels) or, with ``images``, of (batch, channels, height, width).
 
