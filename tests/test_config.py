@@ -181,6 +181,10 @@ BAD = [
     ("loss.optimizer.betas=0.5", "loss.optimizer.betas=0.5: must be [a number"),
     ("+loss.optimizer.typo=1", "loss.optimizer.typo: unknown key"),
     (
+        "+loss.schedule.discriminator={_target_:wganlab.schedules.Linear,_partial_:true,steps:9}",
+        "loss.schedule.discriminator: unknown key",
+    ),
+    (
         "loss=wgan_clip loss.regularizer.weight_clipping.bound=0",
         "loss.regularizer.weight_clipping.bound=0: must be a number > 0",
     ),

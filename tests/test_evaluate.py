@@ -92,6 +92,14 @@ def test_evaluate_scores_a_checkpoint(run: Path) -> None:
     assert evaluate(run, "seed=1")["scores"]["eval/fid"] != first["scores"]["eval/fid"]
 
 
+def test_a_generator_with_batch_norm_is_compared_with_another_form_of_its_data(run: Path) -> None:
+    alike = evaluate(run, "dataset.size=16", "extractor=none")
+    assert alike["protocol"]["split"] == "size=16"
+    assert alike["scores"]["eval/emd"] > 0
+    done = in_process("evaluate", f"run={run}", "n=64", "dataset.size=28", "extractor=none", cwd=run.parent)
+    assert done.stderr == "wganlab: dataset: its samples would be 1x28x28, and the generator makes 1x16x16\n"
+
+
 def test_standing_statistics_are_those_of_the_weights_as_they_are(run: Path) -> None:
     """After a dozen steps the running ones are still near those of the first weights."""
     running, standing = (evaluate(run, f"statistics={name}", "extractor=none") for name in ("running", "standing"))

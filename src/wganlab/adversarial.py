@@ -100,7 +100,8 @@ class AdversarialModule(Pair):
         checkpoint["images_seen"] = self.trainer.train_dataloader.images_seen  # type: ignore[union-attr]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        n_critic, device = self.loss.n_critic, self.trainer.strategy.root_device  # where Lightning puts the module later
+        n_critic = self.loss.n_critic
+        device = self.trainer.strategy.root_device  # to which Lightning has not sent the module yet
         self.window = Window.restored(checkpoint["window"], n_critic=n_critic, device=device)
         # version 1 did not count, for it had no other number of critic steps than n_critic
         self.critic_step_count = checkpoint.get("critic_steps", checkpoint["global_step"] * n_critic)

@@ -28,7 +28,7 @@ from wganlab.places import at_hand, moved
 from wganlab.regularizers import interpolate
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
-from wganlab.validate import Seed, command_settings, validate
+from wganlab.validate import Seed, check_size, command_settings, complete, validate
 
 #: Samples that are shown with their nearest training images.
 SHOWN = 16
@@ -131,10 +131,18 @@ def take_standing_statistics(module: AdversarialModule) -> None:
 
 
 def prepare_with_others(protocol: Protocol, stream: BatchStream, trained: DictConfig, dataset: Mapping) -> None:
-    """Have a protocol compare with the whole of the run's data set as it is with other keys."""
+    """Have a protocol compare with the whole of the run's data set as it is with other keys.
+
+    Raises ConfigError for keys and values that it cannot have, and for samples of another shape.
+    """
     changed: Any = OmegaConf.merge(trained, {"dataset": dict(dataset), "hold_out": 0, "batch_size": 1})
-    validate(changed)
-    others = open_stream(changed, construct(changed, "dataset"), torch.device("cpu"))
+    complete(changed)
+    source = construct(changed, "dataset")
+    check_size(changed, source)
+    if tuple(source.shape) != tuple(stream.source.shape):
+        sizes = ["x".join(map(str, shape)) for shape in (source.shape, stream.source.shape)]
+        raise ConfigError("dataset", f": its samples would be {sizes[0]}, and the generator makes {sizes[1]}")
+    others = open_stream(changed, source, torch.device("cpu"))
     wanted = max(2 * protocol.n, protocol.images)
     named = ",".join(f"{key}={value}" for key, value in dataset.items())
     protocol.prepare(stream, others.fixed_samples(wanted), labels=others.fixed_labels(wanted), split=named)

@@ -210,6 +210,9 @@ def check_optimizers(config: DictConfig) -> None:
         known = sorted(key for key in shared if key[0] != "_" and key in node)
         allowed = ", ".join([*known, "clip_norm", "generator", "critic"])
         raise ConfigError(f"loss.optimizer.{key}", f": unknown key; allowed are {allowed}")
+    for key in config.loss.get("schedule") or {}:
+        if key not in ("generator", "critic"):
+            raise ConfigError(f"loss.schedule.{key}", ": unknown key; allowed are critic, generator")
 
 
 def check_size(config: DictConfig, source: Source) -> None:
