@@ -120,13 +120,17 @@ def test_nearest_and_memorisation() -> None:
     distances, which = of.nearest(scaled[[7, 250]], training, block=100)
     assert which.tolist() == [7, 250]
     assert distances.max() < 1e-2
-    apart, others = of.nearest(scaled, training, same=True, block=100)
+    apart, others = of.nearest(scaled, training, own=torch.arange(300), block=100)
     exact = torch.cdist(scaled.flatten(1), scaled.flatten(1)).fill_diagonal_(math.inf).min(1)
     assert torch.allclose(apart, exact.values, atol=1e-3)
     assert torch.equal(others, exact.indices)
     fresh = torch.randint(256, (300, 1, 4, 4), generator=random, dtype=torch.uint8).float() / 127.5 - 1
     assert of.memorisation(fresh, training) == pytest.approx(1, abs=0.1)
     assert of.memorisation(scaled[:50], training) < 0.01
+    dark = torch.randint(16, (2, 1100, 1, 4, 4), generator=random, dtype=torch.uint8)
+    bright = torch.randint(256, (2, 3300, 1, 4, 4), generator=random, dtype=torch.uint8)
+    folders, others = torch.cat([dark, bright], 1)  # class by class
+    assert of.memorisation(others.float() / 127.5 - 1, folders) == pytest.approx(1, abs=0.1)
 
 
 class Linear(nn.Module):

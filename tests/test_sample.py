@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,9 @@ from PIL import Image
 from tests.conftest import wganlab
 from wganlab import export
 from wganlab import sample as sampling
-from wganlab.sample import interpolate_latents
+from wganlab.data.stream import to_unit_range
+from wganlab.pictures import save_grid
+from wganlab.sample import interpolate_latents, write_samples
 from wganlab.sample import main as sample
 from wganlab.schema import ConfigError
 from wganlab.validate import command_settings
@@ -29,6 +32,14 @@ def test_sample_writes_grid_images_and_interpolation(run_of: Callable[[str], Pat
     assert Image.open(made / "images" / "00000.png").size == (28, 28)
     assert Image.open(made / "samples.png").size == (3 * 29 + 1, 3 * 29 + 1)
     assert Image.open(made / "interpolation.png").size == (5 * 29 + 1, 3 * 29 + 1)
+
+
+def test_every_grey_value_is_saved_as_itself(tmp_path: Path) -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    save_grid(to_unit_range(values), tmp_path / "grid.png")
+    write_samples([to_unit_range(values)], tmp_path / "made", None, None)
+    for path in (tmp_path / "grid.png", tmp_path / "made" / "images" / "00000.png"):
+        assert np.array(Image.open(path)).tolist() == values[0, 0].tolist()
 
 
 def test_sample_is_reproducible_and_depends_on_the_seed(run_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -44,6 +44,17 @@ def test_a_table_is_standardised_and_comes_back_in_its_units(wine: Path) -> None
     assert plain.labels() is None
 
 
+def test_large_offsets_are_kept_and_numeric_classes_are_ordered_as_numbers(tmp_path: Path) -> None:
+    lines = [f"{1_700_000_000 + 7 * i},{12345678.25 + i},{label}" for i, label in enumerate([10, 2, 1, 33])]
+    (tmp_path / "t.csv").write_text("\n".join(["time,price,month", *lines]) + "\n")
+    table = Table(path=str(tmp_path / "t.csv"), label="month")
+    rows, labels = table.load(), table.labels()
+    assert rows[:, 0].tolist() == pytest.approx(scipy.stats.zscore([0, 7, 14, 21]), abs=1e-6)
+    assert table.columns.in_units(rows)[1].tolist() == pytest.approx([1_700_000_007, 12345679.25], abs=1e-3)
+    assert labels is not None
+    assert labels.tolist() == [2, 1, 0, 3]
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_other_separators_a_byte_order_mark_and_a_constant_column(delimiter: str, tmp_path: Path) -> None:
     text = "a|b\r\n1|5\r\n3|5\r\n\r\n".replace("|", delimiter)

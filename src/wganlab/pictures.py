@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wganlab.data import Columns
+from wganlab.data.stream import to_bytes
 from wganlab.labels import rows_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None) -> None
     from torchvision.utils import make_grid
 
     columns = columns or round(len(images) ** 0.5)
-    grid = make_grid(images.float().cpu(), columns, padding=1, normalize=True, value_range=(-1, 1), pad_value=0.5)
+    grid = make_grid(to_bytes(images).cpu(), columns, padding=1, pad_value=128)
     path.parent.mkdir(parents=True, exist_ok=True)
     to_pil_image(grid[: images.shape[1]]).save(path, optimize=True)  # grey images in one channel, not in three
 

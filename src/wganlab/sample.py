@@ -20,6 +20,7 @@ from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
+from wganlab.data.stream import to_bytes
 from wganlab.labels import Classes, inputs
 from wganlab.networks.layers import takes_labels
 from wganlab.pair import sample_latents
@@ -161,7 +162,7 @@ def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None
             continue
         (folder / "images").mkdir(exist_ok=True)
         for i, image in enumerate(part, start=number * GRID):
-            to_pil_image((image.clamp(-1, 1) + 1) / 2).save(folder / "images" / f"{i:05d}.png")
+            to_pil_image(to_bytes(image)).save(folder / "images" / f"{i:05d}.png")
 
 
 def write_rows(samples: Tensor, folder: Path, columns: Columns | None, *, begin: bool) -> None:
@@ -170,7 +171,7 @@ def write_rows(samples: Tensor, folder: Path, columns: Columns | None, *, begin:
     with open(folder / ("points.csv" if columns is None else "table.csv"), "a", newline="", encoding="utf-8") as file:
         if begin and columns is not None:
             csv.writer(file, lineterminator="\n").writerow(columns.names)
-        np.savetxt(file, rows.numpy(), delimiter=",", fmt="%.6g")
+        np.savetxt(file, rows.numpy(), delimiter=",", fmt="%.9g")
 
 
 @torch.no_grad()

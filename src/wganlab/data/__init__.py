@@ -18,8 +18,8 @@ class Columns(NamedTuple):
     scale: Tensor
 
     def in_units(self, samples: Tensor) -> Tensor:
-        """Samples (n, columns) in the units of the table."""
-        return samples.float().cpu() * self.scale + self.shift
+        """Samples (n, columns) in the units of the table, in fp64."""
+        return samples.double().cpu() * self.scale + self.shift
 
 
 class Source(Protocol):

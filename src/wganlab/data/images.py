@@ -125,8 +125,8 @@ class ImageFolder:
         """Class numbers of what :meth:`load` returned, by sorted name of the class's folder; None without folders."""
         depth = 1 if self.splits else 0
         classes = [(*self._place(file)[depth:], "")[0] for file in self.files]
-        names = sorted(set(classes))
-        return torch.tensor([names.index(name) for name in classes]) if len(names) > 1 else None
+        numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
+        return torch.tensor([numbers[name] for name in classes]) if len(numbers) > 1 else None
 
     def _key(self) -> str:
         """Name of the cache: a hash of what is to be decoded and how."""
@@ -148,7 +148,7 @@ class ImageFolder:
 
     def _decode(self, cache: Path) -> Tensor:
         """Decode all files into the cache; its JSON is written last and says that it is whole."""
-        part = cache.with_suffix(f".{os.getpid()}.part")
+        part, record = (cache.with_suffix(f".{os.getpid()}{end}.part") for end in ("", ".json"))  # ranks may meet here
         images = np.lib.format.open_memmap(part, "w+", np.uint8, (len(self.files), *self.shape))
         broken, kept, animated = {}, 0, 0
         try:
@@ -170,9 +170,11 @@ class ImageFolder:
             told = {"animated images, of which the first frame is taken": animated} if animated else {}
             if value_range:
                 told[f"values deeper than 8 bits: {value_range[0]:g} to {value_range[1]:g} become 0 to 255"] = 0
-            write_json(cache.with_suffix(".json"), {"broken": list(broken), "said": told})
+            write_json(record, {"broken": list(broken), "said": told})
+            record.replace(cache.with_suffix(".json"))
         finally:
             part.unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
         return self._read(cache)
 
     def _say(self, told: Mapping[str, int]) -> None:

@@ -19,6 +19,11 @@ def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype).div_(127.5).sub_(1) if images.dtype == torch.uint8 else images.to(dtype)
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """-1..1 -> uint8 0..255, rounded: the inverse, and what is saved of generated images."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def number_of_batches(n: int, batch_size: int, drop_last: bool) -> int:
     """Batches in one pass over n samples."""
     return n // batch_size if drop_last else -(-n // batch_size)

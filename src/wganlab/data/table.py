@@ -42,12 +42,14 @@ class Table:
         learned = tuple(columns or (name for name in names if name != label))
         if not learned or len(set(learned)) < len(learned):
             raise InvalidValueError("columns", list(learned), "must name at least one column, and none twice")
-        self.values = torch.tensor([numbers(path, name, names.index(name), rows) for name in learned]).T.contiguous()
+        cells = [numbers(path, name, names.index(name), rows) for name in learned]
+        self.values = torch.tensor(
+            cells, dtype=torch.float64
+        ).T.contiguous()  # a Unix time in fp32 is known to two minutes
         shift, scale = torch.zeros(len(learned)), torch.ones(len(learned))
         if standardise:
-            exact = self.values.double()
-            deviation = exact.std(0, correction=0)
-            shift, scale = exact.mean(0).float(), torch.where(deviation > 0, deviation, 1.0).float()
+            deviation = self.values.std(0, correction=0)
+            shift, scale = self.values.mean(0), torch.where(deviation > 0, deviation, 1.0)
         self.columns = Columns(learned, shift, scale)
         self.classes = None if label is None else [row[names.index(label)] for row in rows]
         self.shape = (len(learned),)
@@ -57,13 +59,14 @@ class Table:
 
     def load(self) -> Tensor:
         """All rows, float32 of shape (n, columns)."""
-        return (self.values - self.columns.shift) / self.columns.scale
+        return ((self.values - self.columns.shift) / self.columns.scale).float()
 
     def labels(self) -> Tensor | None:
         """Class of each row, shape (n,); None without ``label``."""
         if self.classes is None:
             return None
-        return torch.from_numpy(np.unique(self.classes, return_inverse=True)[1])
+        numeric = all(map(is_number, self.classes))  # 2 comes before 10
+        return torch.from_numpy(np.unique([*map(float if numeric else str, self.classes)], return_inverse=True)[1])
 
 
 @functools.lru_cache(maxsize=1)  # a config is checked, and then built from

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from wganlab.archive import read_archive
 from wganlab.data import Source
 from wganlab.data.stacked import classes_of
-from wganlab.data.stream import to_unit_range
+from wganlab.data.stream import to_bytes, to_unit_range
 from wganlab.schema import ConfigError, InvalidValueError
 
 #: Images per pass, of the small network and of Inception, whose activations take 6 MB an image.
@@ -268,11 +268,6 @@ class Inception:
 
     def describe(self) -> dict[str, str | int | float]:
         return {"extractor": "inception-v3-compat", "weights": self.hash, "resize": "299x299 bilinear, TensorFlow's"}
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8 0..255, rounded, as they would be saved."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def hash_of(*tensors: Tensor) -> str:
