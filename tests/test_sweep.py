@@ -220,6 +220,7 @@ def test_foreign_and_damaged_checkpoints_are_refused_without_running_them(
         ({"state_dict": {}}, "has schema None"),
         (saved | {"wganlab": saved["wganlab"] | {"schema": 0}}, "has schema 0"),
         (saved | {"fingerprint": "other"}, "dataset: its content is not that with which this run began"),
+        (saved | {"fingerprint_of_labels": "other"}, "dataset: its content is not that with which this run began"),
     ):
         if isinstance(content, bytes):
             path.write_bytes(content)

@@ -1,5 +1,6 @@
 """TensorBoard and MLflow, beside W&B, in real runs that are read back."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_tensorboard_shows_curves_grids_and_histograms(user: Path) -> None:
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
+def test_an_mlflow_server_that_does_not_answer_is_one_line(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody = ["logger=[csv,mlflow]", "logger.mlflow.tracking_uri=http://localhost:9", "dataset=digits", "steps=1"]
+    done = in_process("train", *TINY, *NARROW, *nobody, "hydra.run.dir=out", cwd=user)
+    assert done.returncode == 0, done.stderr
+    assert [line[:15] for line in done.stdout.splitlines() if "MLflow" in line] == ["MLflow is off ("]
+
+
 def test_mlflow_goes_on_with_the_run_that_it_knows(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient
@@ -52,7 +61,8 @@ def test_wandb_beside_them_has_its_run(user: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mlflow" else name)
+    real = importlib.util.find_spec  # for whatever else is imported meanwhile
+    monkeypatch.setattr("importlib.util.find_spec", lambda *name: None if name[0] == "mlflow" else real(*name))
     done = in_process("train", "logger=mlflow", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "wganlab: logger.mlflow: mlflow is not installed; pip install 'wganlab[mlflow]'\n"

@@ -92,7 +92,7 @@ class AdversarialModule(Pair):
         checkpoint["shape"] = list(self.shape)  # so that the generator can be built without the data set
         if self.columns is not None:
             checkpoint["columns"] = [list(self.columns.names), self.columns.shift, self.columns.scale]
-        checkpoint["fingerprint"] = self.fingerprint
+        checkpoint.update(self.fingerprints)
         if self.labels is not None and self.conditional["generator"]:
             checkpoint["classes"] = list(self.classes)
         checkpoint["window"] = self.window.state()

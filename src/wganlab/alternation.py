@@ -48,11 +48,10 @@ class SharedPass(AdversarialModule):
         active = self.loss.active(self.critic_step_count)
         critic_loss, record = self.critic_loss(active, real, fake, real_scores, fake_scores, of_real + of_fake)
         generator_loss = self.generator_loss(real, fake, fake_scores, real_scores.detach()) + of_fake
-        generator_gradient = self.gradient("generator", generator_loss, retain_graph=True)
-        critic_gradient = self.gradient("critic", critic_loss)
-        loss = (generator_loss.detach(),)
-        self.window.generator += self.update("generator", generator_optimizer, generator_gradient, loss)
-        self.window.critic.append(self.update("critic", critic_optimizer, critic_gradient, record))
+        gradient, loss = self.gradient("generator", generator_loss, retain_graph=True), (generator_loss.detach(),)
+        self.window.generator += self.update("generator", generator_optimizer, gradient, loss)
+        gradient = self.gradient("critic", critic_loss)  # after that update, which may change the scale of fp16 losses
+        self.window.critic.append(self.update("critic", critic_optimizer, gradient, record))
         self.after_critic_step()
 
 

@@ -17,7 +17,7 @@ from wganlab.adversarial import AdversarialModule
 from wganlab.config import source_key
 from wganlab.contracts import Loss, critic_steps
 from wganlab.data import Source, columns_of, size
-from wganlab.data.stream import BatchStream, EndlessStream
+from wganlab.data.stream import BatchStream, EndlessStream, same_content
 from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
 from wganlab.schema import ConfigError, InvalidValueError, locate
@@ -215,9 +215,9 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(layer, parallel.BATCH_NORMS) for layer in module.modules())
 
 
-def same_data(before: str, now: str) -> None:
-    """Raises ConfigError when the hash of a run's data is not what it was."""
-    if before != now:
+def same_data(saved: Mapping, fingerprints: Mapping[str, str]) -> None:
+    """Raises ConfigError when a run's data are not those of its checkpoint."""
+    if not same_content(saved, fingerprints):
         raise ConfigError("dataset", ": its content is not that with which this run began; start a new run")
 
 

@@ -15,7 +15,7 @@ from wganlab.adversarial import AdversarialModule
 from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import build_module, construct, open_stream, trained_config
-from wganlab.data.stream import BatchStream, to_unit_range
+from wganlab.data.stream import BatchStream, same_content, to_unit_range
 from wganlab.files import write_json
 from wganlab.metrics import METRICS
 from wganlab.metrics.critic import critic_report
@@ -115,7 +115,7 @@ def load(config: DictConfig, checkpoint: Path) -> tuple[AdversarialModule, Batch
         raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's networks ({reason})") from error
     stream = open_stream(config, source, torch.device("cpu"), module)
     module.labels = stream.labels
-    if stream.fingerprint() != saved["fingerprint"]:
+    if not same_content(saved, stream.fingerprints()):
         raise ConfigError(
             "run", f"={checkpoint.parent.parent}: its data set is no longer the one that it was trained on"
         )

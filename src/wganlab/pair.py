@@ -35,8 +35,9 @@ def sample_latents(
 class Pair(LightningModule):
     """The two networks, with the latents between them, an average of the generator, and what the critic sees.
 
-    ``shape`` is that of one sample, ``columns`` says what its values are in a table, and ``fingerprint`` is a hash of
-    all samples; they are noted in checkpoints. ``labels`` (n,) are those of the data, where they have some.
+    ``shape`` is that of one sample, ``columns`` says what its values are in a table, and ``fingerprints`` are hashes
+    of all samples and labels; they are noted in checkpoints. ``labels`` (n,) are those of the data, where there are
+    some.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Pair(LightningModule):
         self.conditional = {"generator": takes_labels(generator), "critic": takes_labels(critic)}
         self.shape: tuple[int, ...] = ()
         self.columns: Columns | None = None
-        self.fingerprint = ""
+        self.fingerprints: dict[str, str] = {}
         self.labels: Tensor | None = None
 
     def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:

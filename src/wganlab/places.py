@@ -66,7 +66,7 @@ def prove(config: DictConfig, folder: Path) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         data = open_stream(config, construct(config, "dataset"), torch.device("cpu"))
-        same_data(read_checkpoint(last)["fingerprint"], data.fingerprint())
+        same_data(read_checkpoint(last), data.fingerprints())
 
 
 def moved(config: DictConfig, given: Mapping[str, Any]) -> tuple[DictConfig, dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from pytorch_lightning import loggers
 
+from wganlab.loggers import first_line
 from wganlab.schema import leaves
 
 
@@ -70,7 +71,18 @@ class MLFlowLogger(loggers.MLFlowLogger):
         self.named = run_name is not None
 
     def start(self, *, config: Mapping[str, Any], **identity: Any) -> bool:
-        """Begin the run, or go on with the one that has this identity's ``id``; note its config as parameters."""
+        """Begin the run, or go on with the one that has this identity's ``id``; note its config as parameters.
+
+        Returns False when MLflow cannot, as where its server does not answer, with a line that says why.
+        """
+        try:
+            self._begin(config, identity)
+        except Exception as error:  # whatever MLflow has against it, the run goes on
+            print(f"MLflow is off ({first_line(error)}); metrics.csv has everything", flush=True)
+            return False
+        return True
+
+    def _begin(self, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         client, mine = self._mlflow_client, f"tags.wganlab_id = '{identity.get('id')}'"
         known = client.get_experiment_by_name(self._experiment_name)
         before = client.search_runs([known.experiment_id], mine) if known and identity.get("id") else []
@@ -81,7 +93,6 @@ class MLFlowLogger(loggers.MLFlowLogger):
             self._run_name = self._run_name if self.named else identity.get("name")
             self.tags = {**(self.tags or {}), "wganlab_id": identity.get("id"), "group": identity.get("group")}
             self.log_hyperparams(dict(leaves(config)))
-        return True
 
     def log_image(self, key: str, images: list[str], step: int) -> None:
         """Keep images, given as paths, as artifacts."""

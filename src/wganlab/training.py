@@ -58,9 +58,9 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     stream = open_stream(config, source, trainer.strategy.root_device, module)
     module.labels = stream.labels
     if parallel.is_rank_zero():
-        module.fingerprint = stream.fingerprint()
+        module.fingerprints = stream.fingerprints()
         print_overview(config, module, stream, trainer)
-        check_continuation(saved, module.fingerprint)
+        check_continuation(saved, module.fingerprints)
     with recorded(trainer, config, identity or {}) as summary:
         pl.seed_everything(config.seed, verbose=False)  # the noise of training, too, depends on the seed alone
         if saved and saved["global_step"] >= trainer.max_steps:  # killed between its last step and its summary
@@ -133,11 +133,11 @@ def continue_or_begin(
         raise
 
 
-def check_continuation(saved: Mapping[str, Any] | None, fingerprint: str) -> None:
+def check_continuation(saved: Mapping[str, Any] | None, fingerprints: Mapping[str, str]) -> None:
     """Say from where a run goes on, if it has begun. Raises ConfigError when its data are no longer the same."""
     if saved is None:
         return
-    same_data(saved["fingerprint"], fingerprint)
+    same_data(saved, fingerprints)
     print(f"continuing after generator step {saved['global_step']}", flush=True)
     threads, of = saved["wganlab"]["threads"], saved["wganlab"].get("ranks", 1)
     if threads != torch.get_num_threads():

@@ -135,6 +135,7 @@ def random_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],  # of the device in use
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),
     }
@@ -145,6 +146,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"][0])
+    if state.get("mps") and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"][0])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]

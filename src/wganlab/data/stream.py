@@ -1,7 +1,7 @@
 """The stream of real batches that the critic sees."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +22,19 @@ def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def to_bytes(images: Tensor) -> Tensor:
     """-1..1 -> uint8 0..255, rounded: the inverse, and what is saved of generated images."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def content_hash(content: Tensor) -> str:
+    """A hash of what a tensor holds, and of its type and shape."""
+    content = content.cpu().contiguous()
+    hashed = hashlib.blake2b(f"{content.dtype} {tuple(content.shape)}".encode(), digest_size=16)
+    hashed.update(content.numpy().data)
+    return hashed.hexdigest()
+
+
+def same_content(saved: Mapping[str, Any], fingerprints: Mapping[str, str]) -> bool:
+    """Whether a checkpoint is of data with these :meth:`BatchStream.fingerprints`; old ones do not know the labels."""
+    return all(saved.get(key, value) == value for key, value in fingerprints.items())
 
 
 def number_of_batches(n: int, batch_size: int, drop_last: bool) -> int:
@@ -167,11 +180,15 @@ class BatchStream:
         return torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
 
     def fingerprint(self) -> str:
-        """A hash of the data: another one means other data."""
-        content = self.samples.cpu().contiguous()
-        hashed = hashlib.blake2b(f"{content.dtype} {tuple(content.shape)}".encode(), digest_size=16)
-        hashed.update(content.numpy().data)
-        return hashed.hexdigest()
+        """A hash of the samples: another one means other samples."""
+        return content_hash(self.samples)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of samples and labels, as a checkpoint keeps them."""
+        return {
+            "fingerprint": self.fingerprint(),
+            "fingerprint_of_labels": "" if self.labels is None else content_hash(self.labels),
+        }
 
     def state_dict(self) -> dict[str, int]:
         return {"step": self.step, "batches": self.batches, "images": self.images_seen}

@@ -32,7 +32,8 @@ class Extractor(Protocol):
     knows_classes: bool
 
     def prepare(self, samples: Tensor, labels: Tensor | None, fingerprint: str) -> None:
-        """Get ready for a data set: all its samples as stored, (n, *shape), their classes (n,), and a hash of both.
+        """Get ready for a data set: all its samples as stored, (n, *shape), their classes (n,), and a hash of
+        the samples.
 
         Raises ConfigError where it cannot be.
         """

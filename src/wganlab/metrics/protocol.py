@@ -128,8 +128,8 @@ class Protocol:
     def scores_of_real(self, compared: Tensor) -> dict[str, float]:
         """The scores of real samples that are not ``compared`` with, in the place of generated ones.
 
-        They are the training samples where others are held out, else what is left of these; empty where that is less
-        than the samples of distances.
+        They are the training samples where others are held out, else what is left of these, and may be fewer than are
+        generated, which raises their FID a little; empty where they are less than the samples of distances.
         """
         beside = 0 if self.split == "held_out" else len(compared)
         wanted = max(2 * self.n, self.images if self.scores_features else 0)
