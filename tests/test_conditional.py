@@ -225,7 +225,7 @@ def test_grids_have_a_row_for_each_class(tmp_path: Path) -> None:
     grid = mpl.image.imread(tmp_path / "grid.png")
     assert grid.shape[:2] == (3 * 5 + 1, 21 * 5 + 1)
     shown = [{float(value) for value in grid[row * 5 + 1 : row * 5 + 5, 1:5].flatten()[:1]} for row in range(3)]
-    assert [round(value * 255) for row in shown for value in row] == [141, 198, 255]
+    assert [round(value * 255) for row in shown for value in row] == [142, 198, 255]
     assert rows_of(torch.tensor([1, 1, 2])) is None, "one of a class makes no row"
     assert Classes.of(torch.arange(100)).in_rows(64).tolist() == [*range(64)]
 
