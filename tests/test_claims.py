@@ -16,6 +16,7 @@ from tests.conftest import SELDOM, TINY, wganlab
 from tests.test_report import make_run
 from wganlab.report.claims import read_claims
 from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
+from wganlab.report.figures import every_seed
 from wganlab.report.publish import export
 from wganlab.report.studies import publish, take_home
 from wganlab.report.tables import latex_table, markdown_table
@@ -416,6 +417,25 @@ def test_seeds_of_a_study_may_have_run_for_different_budgets(tmp_path: Path) -> 
     assert one["final/critic/loss"][0] == pytest.approx(-0.3 * 2.5), "of the two long runs"
     assert "| a | 2 of 3 |" in markdown_table(results(found)), "a mean says how many runs it leaves out"
     assert "| b | 1 |" in markdown_table(results(found))
+
+
+def test_means_are_of_all_seeds_that_callbacks_have_ended_and_of_no_number_that_one_lacks(tmp_path: Path) -> None:
+    for seed, step in enumerate((600, 850, 500)):
+        kid = "nan" if seed == 2 else "1"
+        folder = make_run(
+            tmp_path / str(seed), {"seed": seed}, [], f"step,eval/fid,eval/kid\n{step},{seed + 2},{kid}\n"
+        )
+        summary = {"steps": step, "budget": 1000, "final": {"step": step, "eval/fid": seed + 2}, "best": {}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    make_run(tmp_path / "killed", {"seed": 3}, [], "step,eval/fid\n10,500\n", state="failed")
+    found = find_runs([tmp_path])
+    (record,) = by_arm(results(found))
+    assert (record["runs"], record["completed"], record["final/eval/fid"][0]) == (4, 3, 3.0)
+    assert "final/eval/kid" not in record, "a mean of two would stand beside 3 of 4"
+    figure = every_seed("eval/fid", found, arms(found))
+    assert figure is not None
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata()[0] == 3.0, "the run that was killed at step 10 is a hollow dot"
 
 
 def test_the_losses_of_epochs_stand_beside_what_a_source_printed(tmp_path: Path) -> None:

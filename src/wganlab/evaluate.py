@@ -88,6 +88,7 @@ def evaluate(
     if moves := {key: value for key, value in dataset.items() if key not in others}:
         record["dataset"] = moves
     unusual = [value for value in (weights, statistics) if value in ("raw", "standing")]
+    unusual += [f"seed{seed}"] if seed else []
     name = "_".join([checkpoint, *unusual])
     path = opened.folder / "evaluation" / f"{name}_{taken['id']}.json"
     path.parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from wganlab.files import write_text
 from wganlab.metrics import METRICS, metric_of
-from wganlab.report.compare import last_step, to_csv
+from wganlab.report.compare import budget, last_step, to_csv
 from wganlab.report.figures import STYLE, as_text, colours, svg
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run, Status
@@ -48,7 +48,8 @@ def scores_csv(runs: Sequence[Run], arms: Sequence[str]) -> str:
     for run, arm in zip(runs, arms, strict=True):
         if run.diverged or run.state == Status.COMPLETED:
             state = "diverged" if run.diverged else "completed"
-            keys = {"arm": arm, "seed": run.config.get("seed"), "state": state, "steps": int(last_step(run))}
+            length = {"steps": int(last_step(run)), "budget": int(budget(run))}
+            keys = {"arm": arm, "seed": run.config.get("seed"), "state": state} | length
             found.append((keys, run.outcome["final"]))
     scored = [name for name, metric in METRICS.items() if metric.protocol and any(name in final for _, final in found)]
     return to_csv(
@@ -86,8 +87,8 @@ def read_scores(folder: Path, metric: str) -> Scores:
 
 
 def steps_of(row: Mapping[str, str]) -> int:
-    """The generator steps of a run in scores.csv; a file without that column holds runs of one length."""
-    return int(row.get("steps") or 0)
+    """The generator steps that a run in scores.csv was given; a file without such a column holds runs of one length."""
+    return int(row.get("budget") or row.get("steps") or 0)
 
 
 def improvement(data_sets: DataSets, arm: str, versus: str) -> Improvement:

@@ -77,6 +77,20 @@ def longest(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Run]:
     return found
 
 
+def budget(run: Run) -> float:
+    """The generator steps that a run was given: more than it made where a callback has ended it."""
+    return run.summary.get("budget") or last_step(run)
+
+
+def in_means(runs: Sequence[Run], names: Sequence[str]) -> list[bool]:
+    """Whether each run counts in the means of its arm: it has completed the longest budget of the arm."""
+    most: dict[str, float] = {}
+    for run, name in zip(runs, names, strict=True):
+        if run.state == Status.COMPLETED:
+            most[name] = max(most.get(name, 0), budget(run))
+    return [run.state == Status.COMPLETED and budget(run) == most[name] for run, name in zip(runs, names, strict=True)]
+
+
 def last_step(run: Run) -> float:
     """The generator step of the last row of a run."""
     return run.rows[-1]["step"] if run.rows else 0
@@ -159,6 +173,7 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "state": run.state,
             "seed": run.config.get("seed"),
             "steps": final.get("step"),
+            "budget": budget(run),
             "images_seen": final.get("images_seen"),
             "epochs": final.get("epoch"),
             "seconds": final.get("seconds"),
@@ -186,7 +201,7 @@ def by_protocol(records: Sequence[dict[str, Any]]) -> dict[str | None, list[dict
 def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A record per arm: each number as its mean and 95% interval (mean, low, high) over the completed runs.
 
-    Of runs that were given different budgets, these are the longest.
+    Of runs that were given different budgets, these are the longest. A number that one of them lacks has no mean.
     """
     arms: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -194,15 +209,15 @@ def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for arm, members in arms.items():
         completed = [record for record in members if record["state"] == Status.COMPLETED]
-        most = max((record["steps"] or 0 for record in completed), default=0)
-        completed = [record for record in completed if (record["steps"] or 0) == most]
+        most = max((record["budget"] for record in completed), default=0)
+        completed = [record for record in completed if record["budget"] == most]
         keys = dict.fromkeys(
             key for record in completed for key, value in record.items() if isinstance(value, float | int)
         )
-        values = {key: [record[key] for record in completed if record.get(key) is not None] for key in keys}
+        values = {key: [record.get(key) for record in completed] for key in keys}
         found.append(
             {"arm": arm, "runs": len(members), "completed": len(completed)}
-            | {key: interval(numbers) for key, numbers in values.items()}
+            | {key: interval(numbers) for key, numbers in values.items() if None not in numbers}
         )
     return found
 

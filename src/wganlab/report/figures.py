@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wganlab.metrics import METRICS, metric_of
-from wganlab.report.compare import drawn_columns, last_scores, swept
+from wganlab.report.compare import drawn_columns, in_means, last_scores, swept
 from wganlab.runs import Run
 from wganlab.statistics import interval
 
@@ -112,11 +112,13 @@ def learning_curve(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Fig
 
 
 def last_values(family: str, columns: Sequence[str], runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
-    """The last value of each column of a family, such as the layers of a critic, a line per arm: its mean over runs."""
+    """The last value of each column of a family, such as the layers of a critic, a line per arm: the mean over those
+    of its runs that count."""
     members = [column.removeprefix(f"{family}/") for column in columns]
     lines: dict[str, np.ndarray] = {}
+    counting = [(run, name) for run, name, counts in zip(runs, arms, in_means(runs, arms), strict=True) if counts]
     for arm in dict.fromkeys(arms):
-        finals = [run.outcome["final"] for run, name in zip(runs, arms, strict=True) if name == arm]
+        finals = [run.outcome["final"] for run, name in counting if name == arm]
         values = [[final[column] for final in finals if column in final] for column in columns]
         if any(map(any, values)):
             lines[arm] = np.array([np.mean(found) if found else np.nan for found in values])
@@ -155,20 +157,24 @@ def _draw_arm(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, 
 
 
 def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure | None:
-    """The last value of a metric in every run, a row of dots per arm with its mean; None where no arm has two runs."""
-    values: dict[str, list[float]] = {}
-    for run, arm in zip(runs, arms, strict=True):
+    """The last value of a metric in every run, a row of dots per arm; None where no arm has two runs.
+
+    A line is the mean over the runs that count; dots of others are hollow.
+    """
+    values: dict[str, dict[bool, list[float]]] = {arm: {True: [], False: []} for arm in arms}
+    for run, arm, counts in zip(runs, arms, in_means(runs, arms), strict=True):
         final = run.outcome["final"]
-        values.setdefault(arm, []).extend([final[metric]] if metric in final else [])
-    if max(map(len, values.values())) < 2:
+        values[arm][counts].extend([final[metric]] if metric in final else [])
+    if max(len(of[True]) + len(of[False]) for of in values.values()) < 2:
         return None
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 0.6 + 0.3 * len(values)), layout="constrained")
         axes = figure.add_subplot()
         for row, (arm, colour) in enumerate(colours(arms).items()):
-            axes.scatter(values[arm], [row] * len(values[arm]), color=colour, s=18, alpha=0.8)
-            if values[arm]:
-                axes.plot([np.mean(values[arm])] * 2, [row - 0.35, row + 0.35], color=colour, lw=1.6)
+            for counts, found in values[arm].items():
+                axes.scatter(found, [row] * len(found), color=colour if counts else "none", ec=colour, s=18, alpha=0.8)
+            if values[arm][True]:
+                axes.plot([np.mean(values[arm][True])] * 2, [row - 0.35, row + 0.35], color=colour, lw=1.6)
         axes.set_yticks(range(len(values)), list(values))
         axes.invert_yaxis()
         axes.set_title(f"{metric_of(metric).short_title}: every run, and means", fontsize=10, loc="left")
@@ -178,16 +184,20 @@ def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure 
 def heat_map(metric: str, runs: Sequence[Run]) -> Figure | None:
     """The last value of a metric over the two numbers that a sweep varies; None of other sweeps.
 
-    A grid is drawn as one, with the mean over seeds in each cell; random settings as dots. Axes are logarithmic where
-    their numbers are positive and differ tenfold.
+    A grid is drawn as one, with the mean over the seeds that have completed in each cell; random settings as dots.
+    Axes are logarithmic where their numbers are positive and differ tenfold.
     """
     keys = swept(runs)
     if len(keys) != 2 or any(isinstance(value, str) for values in keys.values() for value in values):
         return None
     (across, x), (up, y) = keys.items()
     found: dict[tuple[Any, Any], list[float]] = {}
-    for place, score in zip(zip(x, y, strict=True), last_scores(runs, metric), strict=True):
-        found.setdefault(place, []).append(score)
+    cells = [f"{column} {row}" for column, row in zip(x, y, strict=True)]
+    for place, score, counts in zip(
+        zip(x, y, strict=True), last_scores(runs, metric), in_means(runs, cells), strict=True
+    ):
+        if counts:
+            found.setdefault(place, []).append(score)
     columns, rows = sorted({*x}), sorted({*y})
     means = np.array([[np.mean(found.get((column, row), [np.nan])) for column in columns] for row in rows])
     if min(len(columns), len(rows)) < 2 or np.isfinite(means).sum() < 4:

@@ -140,8 +140,9 @@ def without_last(samples: Mapping[int, str]) -> dict[int, str | None]:
 
 def describe(runs: Sequence[Run], protocol: str | None) -> str:
     """A protocol in words."""
-    content = next((run.protocol for run in runs if run.protocol.get("id") == protocol), {})
-    return ", ".join(f"{key} {value}" for key, value in content.items() if not isinstance(value, dict))
+    first, *others = [run.protocol for run in runs if run.protocol.get("id") == protocol] or [{}]
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    return ", ".join(f"{key} {value}" for key, value in shared.items() if not isinstance(value, dict))
 
 
 def title(runs: Sequence[Run], names: Sequence[str]) -> str:
