@@ -300,6 +300,20 @@ def test_the_card(runs: Path, tmp_path: Path) -> None:
     assert (best.name in card) == same
 
 
+def test_a_card_shows_the_scores_of_the_weights_that_are_exported(tmp_path: Path) -> None:
+    toy = ["dataset=gaussians8", "model=toy_mlp", "model.generator.hidden=[8]", "model.critic.hidden=[8]", "steps=4"]
+    few = ["callbacks.evaluation.n=16", "callbacks.samples.n=4", "logger=csv", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert wganlab("train", *toy, *few, "averaging=ema", "loss/schedule=cosine", cwd=tmp_path).returncode == 0
+    evaluate([f"run={tmp_path / 'run'}", "n=16", "extractor=none", "weights=raw"])
+    for weights in ("averaged", "raw"):
+        export([f"run={tmp_path / 'run'}", f"output={tmp_path / weights}", f"weights={weights}"])
+        card = (tmp_path / weights / "README.md").read_text()
+        assert "| averaging | `averaging.Ema(half_life=10000" in card
+        assert f"; these are the {weights} weights |" in card
+        assert "| schedule of the critic | `schedules.Cosine(steps=4, end=0.0)` |" in card
+        assert ("Taken in training" in card, "last_raw_" in card) == (weights == "averaged", weights == "raw")
+
+
 def test_the_card_of_points_in_float64_and_of_a_stopped_run(runs: Path, tmp_path: Path) -> None:
     for name in ("toy_mlp", "double"):
         export([f"run={runs / name}", f"output={tmp_path / name}", "checkpoint=best"])

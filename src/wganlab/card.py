@@ -17,8 +17,8 @@ from wganlab.schema import HYDRA_KEYS, is_node, locate
 def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) -> str:
     """The card in Markdown, of the generator of ``run`` after ``step`` steps; ``config`` is resolved.
 
-    ``facts`` are those of the export: format, checkpoint, images_seen, shape, columns, classes, dtype, parameters,
-    difference.
+    ``facts`` are those of the export: format, checkpoint, weights ("raw" or "averaged"), images_seen, shape, columns,
+    classes, dtype, parameters, difference.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wganlab", "."),
@@ -36,7 +36,7 @@ def model_card(run: Run, config: Mapping[str, Any], *, step: int, **facts: Any) 
         latent=config["model"].get("latent", "normal"),
         budget=generator_steps(OmegaConf.create(dict(config))),
         licence=licence(config["dataset"]),
-        tables=list(tables(run, step)),
+        tables=list(tables(run, step, facts["weights"])),
         status=run.status,
         summary=run.summary,
         exporter={"wganlab": wganlab.__version__, "torch": torch.__version__},
@@ -70,13 +70,15 @@ def licence(dataset: Mapping[str, Any]) -> str:
         return "not stated"
 
 
-def tables(run: Run, step: int) -> Iterator[dict[str, Any]]:
-    """Scores at a generator step: those taken in training, then those of each evaluation."""
-    row = next((row for row in reversed(run.rows) if row["step"] == step), {})
-    yield from table("in training", run.protocol, row)
+def tables(run: Run, step: int, weights: str) -> Iterator[dict[str, Any]]:
+    """Scores of these weights at a generator step: those taken in training, then those of each evaluation."""
+    taken = [("in training", run.protocol, next((row for row in reversed(run.rows) if row["step"] == step), {}))]
     for name, record in run.evaluations.items():
-        if record.get("step") == step:
-            yield from table(f"by `wganlab evaluate`, {name}", record["protocol"], record["scores"])
+        if record.get("step") == step and record["protocol"].get("statistics", "running") == "running":
+            taken.append((f"by `wganlab evaluate`, {name}", record["protocol"], record["scores"]))
+    for how, protocol, scores in taken:
+        if protocol.get("generator", weights) == weights:
+            yield from table(how, protocol, scores)
 
 
 def table(taken: str, protocol: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from wganlab.environment import place
+from wganlab.files import from_here
 from wganlab.torchrun import joined
 
 if TYPE_CHECKING:
@@ -148,11 +149,11 @@ def study(arguments: Sequence[str]) -> int | None:
             print(studies.index(), end="")
             return 0
         if options.across:
-            print(*map(os.path.relpath, studies.across(options.overrides)), sep="\n")
+            print(*map(from_here, studies.across(options.overrides)), sep="\n")
             return 0
         folder, given = study.find_study(options.overrides[0]), options.overrides[1:]
         written = studies.publish(folder, Path(study.multirun(folder, given)[1]), budget=study.budget_of(given))
-        print(*map(os.path.relpath, written), sep="\n")
+        print(*map(from_here, written), sep="\n")
     elif options.help or not options.overrides:
         print(study.overview())
     else:
@@ -197,7 +198,7 @@ def report(arguments: Sequence[str]) -> None:
         export(runs, pieces)
     for page in options.publish:
         publish_page(Path(page), pieces)
-    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(output)}/index.html")
+    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {from_here(output)}/index.html")
 
 
 def follow(paths: Sequence[str], output: Path) -> None:

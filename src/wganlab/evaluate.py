@@ -1,6 +1,5 @@
 """``wganlab evaluate``: all scores of a checkpoint, by one protocol."""
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import build_module, construct, open_stream, trained_config
 from wganlab.data.stream import BatchStream, same_content, to_unit_range
-from wganlab.files import write_json
+from wganlab.files import from_here, write_json
 from wganlab.metrics import METRICS
 from wganlab.metrics.critic import critic_report
 from wganlab.metrics.extractors import Extractor
@@ -44,7 +43,7 @@ def main(overrides: Sequence[str]) -> None:
         if name in METRICS:
             print(f"{name:30} {value:{METRICS[name].format}}".ljust(44) + METRICS[name].title)
     protocol = record["protocol"]["id"]
-    print(f"{settings['checkpoint']}.ckpt of step {record['step']}, protocol {protocol}: {os.path.relpath(path)}")
+    print(f"{settings['checkpoint']}.ckpt of step {record['step']}, protocol {protocol}: {from_here(path)}")
 
 
 def evaluate(
@@ -87,7 +86,7 @@ def evaluate(
     record = {"checkpoint": checkpoint, "step": step, "seed": seed, "scores": scores, "protocol": taken}
     if moves := {key: value for key, value in dataset.items() if key not in others}:
         record["dataset"] = moves
-    unusual = [value for value in (weights, statistics) if value in ("raw", "standing")]
+    unusual: list[str] = [value for value in (weights, statistics) if value in ("raw", "standing")]
     unusual += [f"seed{seed}"] if seed else []
     name = "_".join([checkpoint, *unusual])
     path = opened.folder / "evaluation" / f"{name}_{taken['id']}.json"

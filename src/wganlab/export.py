@@ -5,7 +5,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import runpy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.exported import INPUTS, Function, check_push, dtype_of, in_onnxruntime, onnx_session, push
-from wganlab.files import write_json, write_text
+from wganlab.files import from_here, write_json, write_text
 from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
 from wganlab.runs import Run
@@ -48,9 +47,9 @@ def main(overrides: Sequence[str]) -> None:
         check_push(repository)
     step, difference = export(**settings)
     what = f"the generator of step {step}, read back with a largest difference of {difference:.1g}"
-    print(f"{what}: {os.path.relpath(settings['output'])}")
+    print(f"{what}: {from_here(settings['output'])}")
     if repository:
-        print(f"pushed: {push(Path(settings['output']), repository)}")
+        print(f"pushed: {push(Path(settings['output']).expanduser(), repository)}")
 
 
 def export(
@@ -68,7 +67,7 @@ def export(
     """
     if not all(importlib.util.find_spec(package) for package in FORMATS[format].packages):
         raise ConfigError("format", f"={format}: needs pip install 'wganlab[export]'")
-    opened, folder = Run.open(run), Path(output)
+    opened, folder = Run.open(run), Path(output).expanduser()
     trained = trained_config(opened, "export")
     path = opened.checkpoint(checkpoint)
     check_output(folder)
@@ -78,7 +77,7 @@ def export(
         there = next(parent for parent in folder.absolute().parents if parent.exists())
         with TemporaryDirectory(prefix=".export-", dir=there) as part:
             new = Path(part, "new")
-            difference = write_export(opened, trained, generator, saved, format, checkpoint, new)
+            difference = write_export(opened, trained, generator, saved, format, checkpoint, weights, new)
             folder.parent.mkdir(parents=True, exist_ok=True)
             if folder.exists():
                 folder.rename(Path(part, "old"))
@@ -110,7 +109,14 @@ def load(config: DictConfig, checkpoint: Path, weights: Weights) -> tuple[nn.Mod
 
 
 def write_export(
-    run: Run, trained: DictConfig, generator: nn.Module, saved: Any, format: str, checkpoint: str, folder: Path
+    run: Run,
+    trained: DictConfig,
+    generator: nn.Module,
+    saved: Any,
+    format: str,
+    checkpoint: str,
+    weights: Weights,
+    folder: Path,
 ) -> float:
     """All files of an export in a new folder; returns how far what was written is from the generator.
 
@@ -145,6 +151,7 @@ def write_export(
     facts = {
         "format": format,
         "checkpoint": checkpoint,
+        "weights": weights if trained.get("averaging") else "raw",
         "step": saved["global_step"],
         # version 1 did not note it, and had no other number of critic steps than n_critic
         "images_seen": saved.get("images_seen", saved["global_step"] * trained.loss.n_critic * trained.batch_size),

@@ -6,6 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
+def from_here(path: str | Path) -> str:
+    """A path as seen from the working directory; itself where it is on another drive of Windows."""
+    path = Path(path).expanduser()
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return str(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old content or the new one, never a part."""
     part = path.with_name(path.name + ".part")

@@ -139,7 +139,7 @@ def fix_folder(config: DictConfig, key: str) -> Path:
     """
     HydraConfig.instance().set_config(config)
     try:
-        folder = Path(OmegaConf.select(config, key))
+        folder = Path(OmegaConf.select(config, key)).expanduser()
     except OmegaConfBaseException as error:
         raise ConfigError(key, ": " + " ".join(str(error).split())) from error
     if config.hydra.job.chdir:

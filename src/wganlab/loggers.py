@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from pytorch_lightning import loggers
 
+from wganlab.files import from_here
 from wganlab.metrics import METRICS
 from wganlab.runs import Run
 
@@ -178,9 +179,9 @@ class WandbLogger(loggers.WandbLogger):
             self._experiment, self.mode = run, mode
             if mode == "offline":
                 folder = Path(run.dir).parent  # the run's own folder; .dir is its files/
-                parts, what = [*folder.parent.glob(f"offline-run-*-{run.id}")], os.path.relpath(folder)
+                parts, what = [*folder.parent.glob(f"offline-run-*-{run.id}")], from_here(folder)
                 if len(parts) > 1:  # one for each time that the run was begun or continued
-                    what = f"{os.path.relpath(folder.parent)}/offline-run-*-{run.id} (all {len(parts)} parts at once)"
+                    what = f"{from_here(folder.parent)}/offline-run-*-{run.id} (all {len(parts)} parts at once)"
                 print(f"W&B is offline ({reason}); upload later with: wandb sync {what}", flush=True)
             elif mode == "online":
                 print(f"W&B: {run.url}", flush=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wganlab import launch
 from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
-from wganlab.build import trained_config, trains_generator
+from wganlab.build import LAST_READ, trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.labels import Classes
 from wganlab.loggers import own_session
@@ -130,6 +130,7 @@ def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None)
     given = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     if not any(text.startswith("run=") for text in given):
         refuse_sweeps(given)
+    LAST_READ.clear()  # files may have changed since the last run of this process
     with own_session(), same_random_numbers():
         try:
             return LoadedRun(Run(launch.run(given, config_dir=config_dir)), "last")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from wganlab import environment, loggers, parallel, torchrun
 from wganlab.build import generator_steps
 from wganlab.callbacks.interruption import StoppedError
-from wganlab.files import write_json
+from wganlab.files import from_here, write_json
 from wganlab.folders import already_holds_a_run, check_same_run, claimed, plain, write_config
 from wganlab.metrics import objective_of
 from wganlab.places import prove
@@ -61,7 +61,7 @@ def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) 
         summary = run(config, folder, status)
     else:
         parallel.broadcast_object(None)
-        print(f"already completed: {os.path.relpath(folder)}", flush=True)
+        print(f"already completed: {from_here(folder)}", flush=True)
     objective = objective_of(summary["final"])
     return None if objective is None else objective[1] if math.isfinite(objective[1]) else DIVERGED
 
@@ -105,7 +105,7 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
     write_json(folder / "status.json", status | {"state": Status.COMPLETED, "finished": now()})
     print(
         f"completed {summary['steps']} generator steps in {summary['seconds']:.1f} s "
-        f"({summary['images_per_second']:,.0f} images/s): {os.path.relpath(folder)}",
+        f"({summary['images_per_second']:,.0f} images/s): {from_here(folder)}",
         flush=True,
     )
     return summary

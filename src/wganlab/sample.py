@@ -1,7 +1,6 @@
 """``wganlab sample``: samples and a latent interpolation from a trained generator."""
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from wganlab.build import build_critic, build_generator, build_loss, trained_con
 from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
 from wganlab.data.stream import to_bytes
+from wganlab.files import from_here
 from wganlab.labels import Classes, inputs
 from wganlab.networks.layers import takes_labels
 from wganlab.pair import sample_latents
@@ -35,7 +35,7 @@ def main(overrides: Sequence[str]) -> None:
     """The command: draw from a run's generator, and say where the samples are."""
     settings = command_settings(sample, overrides)
     sample(**settings)
-    print(f"{settings['n']} samples, a picture of them and an interpolation: {os.path.relpath(settings['output'])}")
+    print(f"{settings['n']} samples, a picture of them and an interpolation: {from_here(settings['output'])}")
 
 
 def sample(
@@ -56,7 +56,7 @@ def sample(
     the frequencies of its data; labels.csv says which. All or nothing. conf/sample.yaml has the same keys. Raises
     ConfigError for a folder that holds something else.
     """
-    opened, folder = Run.open(run), Path(output)
+    opened, folder = Run.open(run), Path(output).expanduser()
     trained = trained_config(opened, "draw")
     path = opened.checkpoint(checkpoint)
     (generator,) = load_networks(trained, path, "generator", weights=weights)

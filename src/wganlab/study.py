@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 from pydantic import PositiveFloat, PositiveInt
 
 from wganlab.checks import check_call
 from wganlab.config import conf_dir
 from wganlab.environment import is_further_rank, place
+from wganlab.files import from_here
 from wganlab.overrides import parse, split_sweep
 from wganlab.report.claims import Claim, read_claims
 from wganlab.report.verdicts import PROVISIONAL, Stages, Verdict, decide
@@ -91,10 +93,12 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
         where += f"_{budget}"
     own["hydra.sweep.dir"] = where
     chosen = own | {key: given[key] for key in own if key in given}
+    if "$" in (where := str(chosen["hydra.sweep.dir"]).strip("'\"")):
+        raise ConfigError("hydra.sweep.dir", f"={where}: must be a plain path, to which a study writes its page")
     apart = {*own, "budget"}
     rest = [override for override in overrides if override.lstrip("+").partition("=")[0] not in apart]
     arguments = [f"{'+' if key == 'arms' else ''}{key}={value}" for key, value in chosen.items()]
-    return [*arguments, *rest], str(chosen["hydra.sweep.dir"])
+    return [*arguments, *rest], os.path.expanduser(where)
 
 
 def budget_of(overrides: Sequence[str]) -> str | None:
@@ -124,7 +128,7 @@ def run(name: str, overrides: Sequence[str]) -> int:
     for verdict in found:
         print(f"{verdict.description}: {verdict.claim.says} ({verdict.claim.source})")
         print(f"    {verdict.claim.number}: {verdict.measured}, wanted {verdict.claim.wanted}; p {verdict.tested}")
-    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {os.path.relpath(where)}/index.html")
+    print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {from_here(where)}/index.html")
     if found and any((run.folder / "wandb").is_dir() for run in runs):
         log_verdicts(Path(where), runs, found)
     return code
@@ -137,10 +141,11 @@ def several_at_a_time(arguments: Sequence[str]) -> list[str]:
     (benchmarks/results/seeds_together.md). A GPU is left to one job at a time.
     """
     import joblib
-    import torch
+
+    from wganlab.accelerator import available
 
     chosen = any(text.startswith(("hydra/", "hydra.launcher", "accelerator")) for text in arguments)
-    if chosen or place() or torch.cuda.is_available() or joblib.cpu_count() == 1:
+    if chosen or place() or "gpu" in available() or joblib.cpu_count() == 1:
         return [*arguments]
     alone = not any(override.is_sweep_override() for override in parse(arguments))
     return [*arguments] if alone else [*arguments, "hydra/launcher=joblib"]
@@ -166,7 +171,8 @@ def read_study(folder: Path) -> Study:
     """The content of study.yaml. Raises ConfigError where it is wrong."""
     path = folder / "study.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = OmegaConf.create(path.read_text(encoding="utf-8"))  # to which 1e-3 is a number
+        content: Any = OmegaConf.to_container(read)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), ": " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):

@@ -214,7 +214,7 @@ def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         keys = dict.fromkeys(
             key for record in completed for key, value in record.items() if isinstance(value, float | int)
         )
-        values = {key: [record.get(key) for record in completed] for key in keys}
+        values: dict[str, list[Any]] = {key: [record.get(key) for record in completed] for key in keys}
         found.append(
             {"arm": arm, "runs": len(members), "completed": len(completed)}
             | {key: interval(numbers) for key, numbers in values.items() if None not in numbers}

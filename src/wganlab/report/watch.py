@@ -11,18 +11,26 @@ from wganlab.schema import ConfigError
 
 #: Seconds between looks at the runs, and at least between two pages, each of which costs some seconds of a core.
 LOOK, PAGE = 1.0, 20.0
+#: What a run says that nobody works on any more.
+ENDED = (Status.COMPLETED, Status.FAILED, Status.STOPPED, Status.INTERRUPTED)
 
 
 def watch(paths: Sequence[str], write: Callable[[list[Run], bool], None]) -> None:
     """Call ``write`` with the runs at the paths when they have new rows, and whether more will come.
 
-    It returns when every run has ended, and every sweep. Paths may be empty at first, or not be there.
+    It returns when every run has ended, and every sweep. Paths may be empty at first, or not be there. Raises
+    ConfigError where all runs have ended without a row.
     """
     seen: object = None
-    written = -PAGE
+    written, waiting = -PAGE, False
     while True:
         begun = runs_at(paths)
         runs = [run for run in begun if has_rows(run.folder / "metrics.csv")]
+        if begun and not runs and all(run.state in ENDED for run in begun) and not more_to_come(paths, begun):
+            raise ConfigError(", ".join(paths), ": all runs have ended before their first row")
+        if not runs and not waiting:
+            print(f"waiting for the first row of a run in {', '.join(paths)}", flush=True)
+            waiting = True
         going_on = not runs or more_to_come(paths, begun)
         now = [(run.folder, (run.folder / "metrics.csv").stat().st_mtime_ns, run.state) for run in runs]
         if runs and not going_on:
