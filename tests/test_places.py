@@ -56,6 +56,21 @@ def test_texts_are_taken_as_typed(text: str) -> None:
     assert read.key_or_group == "dataset.root"
 
 
+def test_a_run_and_its_samples_may_lie_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    for command in (
+        ["train", "dataset=digits", "dataset.size=8", *QUICK, "hydra.run.dir=~/run"],
+        ["sample", "run=~/run", "n=4"],
+        ["export", "run=~/run"],
+    ):
+        done = in_process(*command, cwd=tmp_path / "here")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "generated" / "last_seed0_n4" / "samples.png").is_file()
+    assert (tmp_path / "run" / "export" / "last_safetensors" / "README.md").is_file()
+    assert not [*(tmp_path / "here").iterdir()]
+
+
 def test_a_folder_of_any_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("josé", "set #2", "faces [v1], final", "x (1)"):

@@ -598,6 +598,24 @@ def test_a_page_waits_for_a_last_job_that_has_no_rows_yet(tmp_path: Path, monkey
     assert pages == [(1, True), (2, True), (2, False)]
 
 
+def test_a_page_of_runs_without_a_row_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wganlab.report.watch.LOOK", 0.01)
+    starting = make_run(tmp_path / "run", {"seed": 0}, [], state="running")
+    under_way = ExitStack()
+    under_way.enter_context(locked(starting))
+
+    def fail() -> None:
+        (starting / "status.json").write_text('{"state": "failed"}')
+        under_way.close()
+
+    threading.Timer(0.3, fail).start()
+    with pytest.raises(ConfigError, match="all runs have ended before their first row"):
+        watch([str(tmp_path)], lambda runs, going_on: None)
+    assert capsys.readouterr().out == f"waiting for the first row of a run in {tmp_path}\n"
+
+
 def test_a_page_follows_a_sweep_until_its_last_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wganlab.report.watch.PAGE", 0.1)
     monkeypatch.setattr("wganlab.report.watch.LOOK", 0.1)

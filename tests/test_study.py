@@ -211,6 +211,19 @@ def test_one_job_of_a_study_has_the_name_it_has_in_the_whole() -> None:
     assert "steps=3" in arguments
 
 
+def test_a_studys_numbers_and_folder_may_be_written_as_usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine" / "arms").mkdir(parents=True)
+    (tmp_path / "mine" / "arms" / "a.yaml").write_text("# @package _global_\nseed: 0\n")
+    claim = "{says: It is low, source: a hunch, metric: eval/emd, arm: a, below: 1e-3}"
+    (tmp_path / "mine" / "study.yaml").write_text(f"question: How low?\nsweep: {{seed: 0}}\nclaims: [{claim}]\n")
+    assert read_study(tmp_path / "mine").claims[0]["below"] == 0.001
+    assert multirun(tmp_path / "mine", ["hydra.sweep.dir=~/out"])[1] == str(tmp_path / "out")
+    assert multirun(tmp_path / "mine", ["hydra.sweep.dir='a b'"])[1] == "a b"
+    with pytest.raises(ConfigError, match="must be a plain path"):
+        multirun(tmp_path / "mine", ["hydra.sweep.dir=${oc.env:SCRATCH}/out"])
+
+
 def test_a_users_own_study(tmp_path: Path) -> None:
     own = tmp_path / "mine"
     (own / "arms").mkdir(parents=True)

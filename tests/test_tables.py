@@ -115,6 +115,15 @@ def test_a_table_is_learned_drawn_and_written(wine: Path, tmp_path: Path) -> Non
     assert np.array(rows, dtype=float) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_a_table_that_has_changed_is_read_again_by_the_same_process(tmp_path: Path) -> None:
+    path, known = tmp_path / "t.csv", []
+    for power in (1, 3):
+        path.write_text("\n".join(["a,b", *(f"{i},{i**power}" for i in range(40))]) + "\n")
+        run = wganlab.train(["dataset=csv", f"dataset.path={path}", *QUICK, f"hydra.run.dir={tmp_path / str(power)}"])
+        known.append(torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["fingerprint"])
+    assert known[0] != known[1]
+
+
 class Cloud:
     """Normal samples of ten values without names: somebody's own data set."""
 
