@@ -89,6 +89,18 @@ def test_every_way_to_fail_leaves_the_others_alone(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "callbacks.bad.how=nothing" / "summary.json").stat().st_mtime_ns == preserving_state
 
 
+def test_a_sweep_over_fewer_keys_does_not_repeat_the_runs_of_its_folder(tmp_path: Path) -> None:
+    sweep = ["train", "-m", *TOY, *QUICK, *SILENT, "hydra.sweep.dir=out", "steps=2"]
+    assert in_process(*sweep, "loss=gan,wgan_gp", "seed=0,1", cwd=tmp_path).returncode == 0
+    fewer = in_process(*sweep, "loss=wgan_gp", "seed=0,1,2", cwd=tmp_path)
+    assert fewer.returncode == 2
+    named = "hydra.sweep.dir=out: its run loss=wgan_gp,seed=0 is seed=0 of this sweep; sweep over the same keys"
+    assert fewer.stderr == f"wganlab: {named}, or give a new folder\n"
+    more = in_process(*sweep, "loss=gan,wgan_gp", "seed=0,1,2", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert len([*(tmp_path / "out").glob("loss=*")]) == 6
+
+
 def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:
     (tmp_path / "saboteur.py").write_text(SABOTEUR)
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

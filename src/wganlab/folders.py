@@ -96,22 +96,28 @@ def write_config(folder: Path, config: DictConfig) -> None:
 
 
 def check_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
-    """Raises BusyError when another process makes a sweep in a folder, and ``jobs`` are not some of its jobs.
+    """Refuse a folder of another sweep, before anything is written; ``jobs`` are by name of their folders.
 
-    ``jobs`` are by name of their folders.
+    Raises BusyError when another process makes a sweep in it, and these are not some of its jobs; ConfigError where a
+    job has been made there under another name, as in a sweep over more keys: it would be made, and counted, twice.
     """
-    if folder.is_dir() and is_locked(folder):
-        record = folder / "sweep.json"
-        under_way = json.loads(record.read_text()) if record.is_file() else {}
-        if not digests(jobs).items() <= under_way.items():
-            raise BusyError(folder)
+    record = folder / "sweep.json"
+    before = json.loads(record.read_text()) if record.is_file() else {}
+    now = digests(jobs)
+    if folder.is_dir() and is_locked(folder) and not now.items() <= before.items():
+        raise BusyError(folder)
+    made = {digest: name for name, digest in before.items() if (folder / name / "status.json").is_file()}
+    for name, digest in now.items():
+        if name not in before and digest in made:
+            message = f"its run {made[digest]} is {name} of this sweep; sweep over the same keys, or give a new folder"
+            raise ConfigError("hydra.sweep.dir", f"={folder}: {message}")
 
 
 @contextmanager
 def claimed_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> Iterator[None]:
     """Hold a sweep's folder, or join another process in the same jobs, each of which one of the two makes.
 
-    Raises BusyError as :func:`check_sweep` does.
+    Raises what :func:`check_sweep` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
