@@ -420,6 +420,20 @@ def test_seeds_of_a_study_may_have_run_for_different_budgets(tmp_path: Path) -> 
     assert "| b | 1 |" in markdown_table(results(found))
 
 
+def test_data_that_were_moved_between_two_seeds_make_no_other_arm(tmp_path: Path) -> None:
+    for seed, root in enumerate(("data", "/scratch/data")):
+        for arm in ("a", "b"):
+            folder = make_run(
+                tmp_path / f"{arm}{seed}",
+                {"seed": seed, "loss": {"n_critic": 1 if arm == "a" else 5}, "dataset": {"root": root}},
+                [f"loss.n_critic={1 if arm == 'a' else 5}", f"dataset.root={root}"],
+            )
+            (folder / "protocol.json").write_text(json.dumps({"id": "one", "real": "same"}))
+    assert arms(find_runs([tmp_path])) == ["loss.n_critic=1"] * 2 + ["loss.n_critic=5"] * 2
+    (tmp_path / "b1" / "protocol.json").write_text(json.dumps({"id": "two", "real": "other"}))
+    assert len(set(arms(find_runs([tmp_path])))) == 4, "other data are another arm"
+
+
 def test_means_are_of_all_seeds_that_callbacks_have_ended_and_of_no_number_that_one_lacks(tmp_path: Path) -> None:
     for seed, step in enumerate((600, 850, 500)):
         kid = "nan" if seed == 2 else "1"

@@ -14,6 +14,8 @@ from wganlab.statistics import interval
 
 #: Keys that make no difference between arms: seeds and loggers.
 IGNORED = re.compile(r"(seed|logger)($|\.)")
+#: Keys that may be the path of data, which may have been moved between two runs.
+PLACE = re.compile(r"(dataset|extractor)\.")
 #: Keys in which the seeds of an arm of a study may differ: some runs are made longer than the claims need.
 BUDGETS = ("steps", "images")
 ABSENT = "–"
@@ -39,13 +41,19 @@ def arms(runs: Sequence[Run]) -> list[str]:
     """A short name for each run; runs that differ only in their seed share one.
 
     The name holds the overrides that differ, or all differing keys where two configs have the same overrides.
-    Arms of a study do not differ by their budgets, nor by what follows from the arm.
+    Arms of a study do not differ by their budgets, nor by what follows from the arm; no arms differ by the place of
+    the same data.
     """
     ignored: tuple[str, ...] = ()
     if all("arms" in run.overrides for run in runs):
         follows = (key for run in runs for key in run.overrides if key != "arms" and follows_from_arm(runs, key))
         ignored = (*BUDGETS, *follows)
-    differing = {key: values for key, values in differing_keys(runs).items() if key not in ignored}
+    differs = differing_keys(runs)
+    if len({run.protocol.get("real", run.folder) for run in runs}) == 1:  # scored against the same samples
+        ignored += tuple(
+            key for key, values in differs.items() if PLACE.match(key) and any("/" in one for one in values)
+        )
+    differing = {key: values for key, values in differs.items() if key not in ignored}
     given = dict.fromkeys(key for run in runs for key in run.overrides if not IGNORED.match(key))
     given = {key: None for key in given if key not in ignored}
     columns: dict[str, list[str]] = {}
