@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.conftest import LOSSES, NARROW, TINY, in_process, wganlab
@@ -43,6 +44,22 @@ def test_help_is_quick_and_has_an_example(arguments: list[str], tmp_path: Path) 
     assert "--cfg" in arguments or f"wganlab {arguments[0].replace('--help', 'train')}" in done.stdout
     assert not heavy_imports(MAIN.format(arguments), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_takes_its_config_can_show(tmp_path: Path) -> None:
+    unseen = [
+        "dataset=mnist",
+        "dataset.root=~/a b",
+        "model.critic.norm=layer",
+        "callbacks.checkpoints.monitor=eval/kid",
+    ]
+    done = wganlab("train", *unseen, "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert (shown["dataset"]["root"], shown["model"]["critic"]["norm"]) == ("~/a b", "layer")
+    assert shown["callbacks"]["checkpoints"]["monitor"] == "eval/kid"
+    done = wganlab("train", "model.critic.nor=layer", "--cfg", "job", cwd=tmp_path)
+    assert done.stderr == "wganlab: model.critic.nor: unknown key; did you mean model.critic.norm?\n"
 
 
 def test_a_run_imports_what_it_uses(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def train(arguments: Sequence[str]) -> int | None:
     for flags in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--shell-completion", "-sc")):
         parser.add_argument(*flags, action="store_true")
     options = parser.parse_intermixed_args(list(arguments))
+    where = {"config_dir": options.config_dir, "name": options.config_name}
     asks = (options.help, options.hydra_help, options.version, options.shell_completion, options.info, options.cfg)
     if options.multirun and (options.cfg or options.info):
         parser.error("--cfg and --info show one job: leave out -m, and for an arm give +arms= and --config-dir")
@@ -67,9 +68,14 @@ def train(arguments: Sequence[str]) -> int | None:
         parser.error("--resolve goes with --cfg")
     if any(asks):
         given = options.overrides  # Hydra's own parser wants them last
-        ask_hydra([*(text for text in arguments if text not in given), *given])
+        flags = [text for text in arguments if text not in given]
+        try:
+            ask_hydra([*flags, *given])
+        except Exception:  # at values and keys that only a run takes
+            if not options.cfg:
+                raise
+            ask_hydra([*flags, *as_hydra_takes(given, **where)])
         return 0
-    where = {"config_dir": options.config_dir, "name": options.config_name}
     from wganlab.launch import run
     from wganlab.sweeps import sweep
 
@@ -80,6 +86,17 @@ def train(arguments: Sequence[str]) -> int | None:
     else:
         run(options.overrides, **where, configure_logging=True)
     return 0
+
+
+def as_hydra_takes(overrides: Sequence[str], *, config_dir: str | None, name: str) -> list[str]:
+    """What a run makes of overrides, for Hydra's own parser. Raises ConfigError for what a run refuses, too."""
+    from wganlab.config import composer
+    from wganlab.validate import parameters_at
+
+    with composer(name, config_dir, parameters_at) as hydra:
+        typed = hydra.of_one_run(overrides)
+        hydra.compose(typed)
+        return hydra.as_hydra_takes(typed)
 
 
 def ask_hydra(arguments: Sequence[str]) -> None:

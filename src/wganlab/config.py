@@ -82,7 +82,7 @@ class Composer:
         Raises ConfigError, in one line, for whatever Hydra refuses.
         """
         prefer_own_choices()  # again in a launcher's worker, where Hydra has imported its plugins anew
-        given = [f"++{text}" if text.partition("=")[0] in self.parameters else text for text in overrides]
+        given = self.as_hydra_takes(overrides)
         try:
             if master is None:
                 config = compose(self.name, [*self.search_path, *given], return_hydra_config=True)
@@ -102,6 +102,10 @@ class Composer:
         with read_write(config), open_dict(config):
             config.hydra.output_subdir = None  # a folder is written into by the run that has claimed it
         return config
+
+    def as_hydra_takes(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides with those marked that add a parameter which no YAML shows."""
+        return [f"++{text}" if text.partition("=")[0] in self.parameters else text for text in overrides]
 
     def of_one_run(self, overrides: Sequence[str]) -> list[str]:
         """:func:`as_typed`, but commas are those of a sweep that lacks its -m where a key does not hold any text."""
