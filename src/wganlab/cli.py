@@ -68,13 +68,13 @@ def train(arguments: Sequence[str]) -> int | None:
         parser.error("--resolve goes with --cfg")
     if any(asks):
         given = options.overrides  # Hydra's own parser wants them last
-        flags = [text for text in arguments if text not in given]
+        others = [text for text in arguments if text not in given]
         try:
-            ask_hydra([*flags, *given])
+            ask_hydra([*others, *given])
         except Exception:  # at values and keys that only a run takes
             if not options.cfg:
                 raise
-            ask_hydra([*flags, *as_hydra_takes(given, **where)])
+            ask_hydra([*others, *as_hydra_takes(given, **where)])
         return 0
     from wganlab.launch import run
     from wganlab.sweeps import sweep
