@@ -203,6 +203,22 @@ def test_a_signal_finishes_the_step_and_saves(number: int, code: int, tmp_path: 
     assert f"step {saved['global_step']} (saved)" in err
 
 
+def test_who_asks_for_a_lock_keeps_nobody_from_it(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, time; from wganlab.locks import is_locked; print('asks', flush=True)\n"
+        f"while True: is_locked(pathlib.Path({str(tmp_path)!r})); time.sleep(1e-4)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asker:
+        assert asker.stdout is not None
+        asker.stdout.readline()
+        try:
+            for _ in range(3000):
+                with locked(tmp_path):
+                    pass
+        finally:
+            asker.kill()
+
+
 def test_locks_die_with_their_holder(tmp_path: Path) -> None:
     code = (
         "import pathlib, time; from wganlab.locks import locked\n"
@@ -214,6 +230,7 @@ def test_locks_die_with_their_holder(tmp_path: Path) -> None:
         assert is_locked(tmp_path)
         with pytest.raises(BusyError), locked(tmp_path):
             pass
+        assert is_locked(tmp_path), "asking takes no lock"
         holder.kill()
         holder.wait()
     assert not is_locked(tmp_path)

@@ -1,6 +1,7 @@
 """One process per run folder: a lock that dies with its holder."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+#: A lock is asked for so often: who only looks whether there is one holds it for a moment, too.
+TRIES = 5
 
 
 class BusyError(Exception):
@@ -36,19 +41,34 @@ def locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(folder) from None
+        if not _flock(descriptor, fcntl.LOCK_EX, tries=TRIES):
+            raise BusyError(folder)
         yield
     finally:
         os.close(descriptor)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works on the folder."""
+    """Whether a process works on the folder. Those that ask at the same time do not see one another."""
+    if fcntl is None:
+        try:
+            with locked(folder):
+                return False
+        except BusyError:
+            return True
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with locked(folder):
-            return False
-    except BusyError:
-        return True
+        return not _flock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int, *, tries: int = 1) -> bool:
+    """Whether a lock was to be had; a hundredth of a second passes between two tries."""
+    for left in reversed(range(tries)):
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.01 if left else 0)
+    return False
