@@ -71,7 +71,7 @@ def pairs() -> Iterator[Any]:
         yield pytest.param(model, loss, marks=[] if kinds else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("model", "loss"), pairs())
+@pytest.mark.parametrize(("model", "loss"), [*pairs()])
 def test_every_model_trains_with_every_loss(model: str, loss: str, tmp_path: Path) -> None:
     classifies = model.startswith("acgan")
     if loss == "acgan" and not classifies:
