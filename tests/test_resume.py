@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -203,20 +205,27 @@ def test_a_signal_finishes_the_step_and_saves(number: int, code: int, tmp_path: 
     assert f"step {saved['global_step']} (saved)" in err
 
 
+@contextmanager
+def another(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process at this code, from the first line that it prints until the end of the block."""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_who_asks_for_a_lock_keeps_nobody_from_it(tmp_path: Path) -> None:
     code = (
         "import pathlib, time; from wganlab.locks import is_locked; print('asks', flush=True)\n"
         f"while True: is_locked(pathlib.Path({str(tmp_path)!r})); time.sleep(1e-4)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asker:
-        assert asker.stdout is not None
-        asker.stdout.readline()
-        try:
-            for _ in range(3000):
-                with locked(tmp_path):
-                    pass
-        finally:
-            asker.kill()
+    with another(code):
+        for _ in range(3000):
+            with locked(tmp_path):
+                pass
 
 
 def test_locks_die_with_their_holder(tmp_path: Path) -> None:
@@ -224,9 +233,7 @@ def test_locks_die_with_their_holder(tmp_path: Path) -> None:
         "import pathlib, time; from wganlab.locks import locked\n"
         f"with locked(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with another(code) as holder:
         assert is_locked(tmp_path)
         with pytest.raises(BusyError), locked(tmp_path):
             pass

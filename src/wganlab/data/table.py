@@ -43,9 +43,8 @@ class Table:
         if not learned or len(set(learned)) < len(learned):
             raise InvalidValueError("columns", list(learned), "must name at least one column, and none twice")
         cells = [numbers(path, name, names.index(name), rows) for name in learned]
-        self.values = torch.tensor(
-            cells, dtype=torch.float64
-        ).T.contiguous()  # a Unix time in fp32 is known to two minutes
+        # in fp32 a Unix time would be known to two minutes
+        self.values = torch.tensor(cells, dtype=torch.float64).T.contiguous()
         shift, scale = torch.zeros(len(learned)), torch.ones(len(learned))
         if standardise:
             deviation = self.values.std(0, correction=0)

@@ -4,7 +4,8 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from wganlab.metrics import METRICS, metric_of
@@ -90,13 +91,18 @@ def budget(run: Run) -> float:
     return run.summary.get("budget") or last_step(run)
 
 
-def in_means(runs: Sequence[Run], names: Sequence[str]) -> list[bool]:
-    """Whether each run counts in the means of its arm: it has completed the longest budget of the arm."""
-    most: dict[str, float] = {}
-    for run, name in zip(runs, names, strict=True):
-        if run.state == Status.COMPLETED:
-            most[name] = max(most.get(name, 0), budget(run))
-    return [run.state == Status.COMPLETED and budget(run) == most[name] for run, name in zip(runs, names, strict=True)]
+def in_means(runs: Sequence[Run], names: Sequence[Hashable]) -> list[bool]:
+    """Whether each run counts in the means of its arm."""
+    return have_completed_the_longest([(name, run.state, budget(run)) for run, name in zip(runs, names, strict=True)])
+
+
+def have_completed_the_longest(runs: Sequence[tuple[Hashable, Status, float]]) -> list[bool]:
+    """Whether each run, of an arm, in a state and of a budget, has completed the longest that its arm has completed."""
+    most: dict[Hashable, float] = {}
+    for arm, state, steps in runs:
+        if state == Status.COMPLETED:
+            most[arm] = max(most.get(arm, 0), steps)
+    return [state == Status.COMPLETED and steps == most[arm] for arm, state, steps in runs]
 
 
 def last_step(run: Run) -> float:
@@ -211,20 +217,18 @@ def by_arm(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Of runs that were given different budgets, these are the longest. A number that one of them lacks has no mean.
     """
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        arms.setdefault(record["arm"], []).append(record)
+    counts = have_completed_the_longest([(record["arm"], record["state"], record["budget"]) for record in records])
     found = []
-    for arm, members in arms.items():
-        completed = [record for record in members if record["state"] == Status.COMPLETED]
-        most = max((record["budget"] for record in completed), default=0)
-        completed = [record for record in completed if record["budget"] == most]
+    for arm, runs in Counter(record["arm"] for record in records).items():
+        completed = [
+            record for record, counted in zip(records, counts, strict=True) if counted and record["arm"] == arm
+        ]
         keys = dict.fromkeys(
             key for record in completed for key, value in record.items() if isinstance(value, float | int)
         )
         values: dict[str, list[Any]] = {key: [record.get(key) for record in completed] for key in keys}
         found.append(
-            {"arm": arm, "runs": len(members), "completed": len(completed)}
+            {"arm": arm, "runs": runs, "completed": len(completed)}
             | {key: interval(numbers) for key, numbers in values.items() if None not in numbers}
         )
     return found

@@ -192,10 +192,8 @@ def heat_map(metric: str, runs: Sequence[Run]) -> Figure | None:
         return None
     (across, x), (up, y) = keys.items()
     found: dict[tuple[Any, Any], list[float]] = {}
-    cells = [f"{column} {row}" for column, row in zip(x, y, strict=True)]
-    for place, score, counts in zip(
-        zip(x, y, strict=True), last_scores(runs, metric), in_means(runs, cells), strict=True
-    ):
+    places = list(zip(x, y, strict=True))
+    for place, score, counts in zip(places, last_scores(runs, metric), in_means(runs, places), strict=True):
         if counts:
             found.setdefault(place, []).append(score)
     columns, rows = sorted({*x}), sorted({*y})
