@@ -236,6 +236,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     long = ["steps=200", "log_every=50", "callbacks.samples.every=100", "callbacks.checkpoints.every=100"]
     long += ["callbacks.evaluation.every=100", "hold_out=97", "hydra.run.dir=run", "loss.optimizer.lr=1e-3"]
+    long += ["callbacks.diagnostics.detailed=true"]
     long += ["model.generator.hidden=[64]", "model.critic.hidden=[64]"]
     done = wganlab("train", *QUICK, "model=acgan_mlp", "loss=acgan", *MLP, *long, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -257,6 +258,13 @@ def test_samples_are_of_the_classes_that_are_asked_for(run: Path) -> None:
     done = in_process("sample", f"run={run}", "n=200", "output=drawn", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     assert {*(run.parent / "drawn" / "labels.csv").read_text().split()[1:]} == {*"0123456789"}
+
+
+def test_a_conditional_critic_is_asked_of_held_out_samples_too(run: Path) -> None:
+    """Scores of real images with their labels are those of real images: with others, they would be lower."""
+    last = Run(run).rows[-1]
+    assert last["critic/heldout_loss"] == pytest.approx(last["critic/training_loss"], rel=0.3)
+    assert last["critic/heldout_loss"] < 2 * math.log(2), "that of a critic which knows nothing"
 
 
 def test_evaluate_scores_the_class_that_was_asked_for(run: Path) -> None:

@@ -99,6 +99,17 @@ def test_real_mnist(real_data: Path) -> None:
     assert images.float().mean().item() == pytest.approx(33.318, abs=1e-3)
 
 
+def test_what_a_stream_shows_observers_is_of_all_classes_however_they_are_ordered() -> None:
+    images, labels = torch.arange(4000), torch.arange(4000) // 1000
+    options: dict[str, Any] = {"held_out": images, "held_out_labels": labels, "n_critic": 1, "steps": 1, "seed": 0}
+    stream = BatchStream(images, labels=labels, batch_size=1, **options)
+    for shown, of_them in (stream.fixed_held_out(800), (stream.fixed_samples(800), stream.fixed_labels(800))):
+        assert len(shown.unique()) == 800
+        assert torch.equal(shown // 1000, of_them)
+        assert of_them.bincount() / 200 == pytest.approx([1.0] * 4, abs=0.2)
+    assert len(stream.fixed_held_out(5000)[0]) == 4000
+
+
 def test_stream_shows_every_image_once_an_epoch_in_a_new_order() -> None:
     stream = BatchStream(torch.arange(12), batch_size=4, n_critic=3, steps=3, seed=0)
     epochs = [step.tolist() for step in images(stream)]

@@ -87,7 +87,6 @@ def fixed_batch(module: AdversarialModule, stream: BatchStream, n: int) -> Batch
     """n real images of the data, always the same, with labels for networks that take them."""
     images = module.scaled(stream.fixed_samples(n))
     labels = stream.fixed_labels(n) if module.labelled else None
-    labels = None if labels is None else labels.to(images.device)
     return Batch(images, labels, drawn=labels)
 
 

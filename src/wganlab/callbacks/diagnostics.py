@@ -79,20 +79,20 @@ class CriticDiagnostics(Callback):
 
 
 def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]:
-    """The critic, in evaluation mode, on samples that it has not been trained on; empty where none are held out.
-
-    Held-out samples have no labels, so that a conditional critic is not measured.
-    """
+    """The critic, in evaluation mode, on samples that it has not been trained on; empty where none are held out."""
     stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
-    if stream.held_out is None or not len(stream.held_out) or any(module.conditional.values()):
+    if not stream.holds_out:
         return {}
-    n = min(1024, len(stream.held_out))
+
+    def scores(images: Tensor, labels: Tensor | None) -> Tensor:
+        return module.scorer(labels, augmented=False)(images)
+
+    held_out, labels = stream.fixed_held_out(POINTS)
+    n = len(held_out)
     private = torch.Generator(module.device).manual_seed(trainer.global_step)
-    fake = module.critic(module.generator(module.latents(n, generator=private)))
-    unseen, seen = (
-        module.critic(module.scaled(samples.to(module.device)))
-        for samples in (stream.held_out[:n], stream.fixed_samples(n))
-    )
+    fake = scores(module.fake(module.latents(n, generator=private), labels), labels)
+    unseen = scores(module.scaled(held_out), labels)
+    seen = scores(module.scaled(stream.fixed_samples(n)), stream.fixed_labels(n))
     estimate = (seen.mean() - fake.mean()).item()
     return {
         "critic/heldout_loss": module.loss.objective.critic_loss(unseen, fake).item(),

@@ -47,6 +47,11 @@ def fits(samples: Tensor, device: torch.device) -> bool:
     return device.type != "cuda" or samples.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
 
 
+def fixed_rows(of: int, n: int) -> Tensor:
+    """Up to n of so many rows at random, always the same ones: a folder's images come class by class."""
+    return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:n]
+
+
 class Batch(NamedTuple):
     """Real images (batch, *shape), their labels (batch,) and their rows (batch,) in the data set.
 
@@ -170,14 +175,29 @@ class BatchStream:
 
     def fixed_samples(self, n: int) -> Tensor:
         """Up to n samples as stored, always the same, whatever the seed and the position of the stream."""
-        return self.to_device(self.samples[self._fixed_rows(n).to(self.samples.device)])
+        return self._rows_of(self.samples, self._fixed_rows(n))
 
     def fixed_labels(self, n: int) -> Tensor | None:
         """The labels of :meth:`fixed_samples`; None where there are no classes."""
-        return None if self.labels is None else self.labels[self._fixed_rows(n)]
+        return self._rows_of(self.labels, self._fixed_rows(n))
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some samples were held out."""
+        return self.held_out is not None and len(self.held_out) > 0
+
+    def fixed_held_out(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """Up to n samples that were held out, as stored, always the same, and their labels."""
+        assert self.held_out is not None
+        rows = fixed_rows(len(self.held_out), n)
+        return self._rows_of(self.held_out, rows), self._rows_of(self.held_out_labels, rows)
+
+    def _rows_of(self, values: Any, rows: Tensor) -> Any:
+        """Some rows of a tensor, on the device; None of none."""
+        return None if values is None else self.to_device(values[rows.to(values.device)])
 
     def _fixed_rows(self, n: int) -> Tensor:
-        return torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))[:n]
+        return fixed_rows(len(self.samples), n)
 
     def fingerprint(self) -> str:
         """A hash of the samples: another one means other samples."""
@@ -226,4 +246,5 @@ class EndlessStream(BatchStream):
         return self.source.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)
 
     def fixed_labels(self, n: int) -> Tensor | None:
-        return self.source.draw(n, torch.Generator().manual_seed(0))[1]
+        labels = self.source.draw(n, torch.Generator().manual_seed(0))[1]
+        return None if labels is None else labels.to(self.device)

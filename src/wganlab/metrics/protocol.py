@@ -256,11 +256,8 @@ def reference(stream: BatchStream, split: str, n: int) -> tuple[str, Tensor, Ten
     "auto" is "held_out" where samples were held out from training, else "training".
     Raises ConfigError for "held_out" without such.
     """
-    apart = stream.held_out is not None and len(stream.held_out) > 0
-    if split == "training" or (split == "auto" and not apart):
+    if split == "training" or (split == "auto" and not stream.holds_out):
         return "training", stream.fixed_samples(n), stream.fixed_labels(n)
-    if stream.held_out is None or not apart:
+    if not stream.holds_out:
         raise ConfigError("split", "=held_out: the run has held out no samples (hold_out=0); allowed is training")
-    rows = torch.randperm(len(stream.held_out), generator=torch.Generator().manual_seed(0))[:n]
-    labels = stream.held_out_labels
-    return "held_out", stream.to_device(stream.held_out[rows]), labels if labels is None else labels[rows]
+    return "held_out", *stream.fixed_held_out(n)
