@@ -21,7 +21,7 @@ from wganlab.report.figures import every_seed
 from wganlab.report.publish import export
 from wganlab.report.studies import publish, take_home
 from wganlab.report.tables import latex_table, markdown_table
-from wganlab.report.verdicts import Verdict, decide
+from wganlab.report.verdicts import Measured, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.study import multirun, read_study
@@ -44,7 +44,8 @@ def runs(folder: Path, values: Mapping[str, list[float]], state: str = "complete
 
 def verdicts(found: list[Run], *contents: Mapping[str, Any], seeds: int = 8, **options: Any) -> list[Verdict]:
     """The verdicts on claims about arms a and b, for which so many seeds were planned."""
-    return decide(read_claims(contents, ["a", "b"], "study.yaml"), found, [*map(str, range(seeds))], **options)
+    claims = read_claims(contents, ["a", "b"], "study.yaml")
+    return decide(claims, [Measured.of(claim, found) for claim in claims], [*map(str, range(seeds))], **options)
 
 
 def verdict(folder: Path, values: Mapping[str, list[float]], **changes: object) -> tuple[str, float]:

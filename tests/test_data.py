@@ -104,6 +104,7 @@ def test_what_a_stream_shows_observers_is_of_all_classes_however_they_are_ordere
     options: dict[str, Any] = {"held_out": images, "held_out_labels": labels, "n_critic": 1, "steps": 1, "seed": 0}
     stream = BatchStream(images, labels=labels, batch_size=1, **options)
     for shown, of_them in (stream.fixed_held_out(800), (stream.fixed_samples(800), stream.fixed_labels(800))):
+        assert of_them is not None
         assert len(shown.unique()) == 800
         assert torch.equal(shown // 1000, of_them)
         assert of_them.bincount() / 200 == pytest.approx([1.0] * 4, abs=0.2)

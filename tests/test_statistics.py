@@ -12,6 +12,7 @@ from wganlab.statistics import (
     interval,
     largest_spread,
     median_interval,
+    rank_interval,
     seeds_for_power,
     share_test,
     sign_flip_test,
@@ -55,6 +56,25 @@ def test_shares_are_tested_by_the_binomial_distribution() -> None:
 def test_infinite_values_are_the_most_extreme_ranks() -> None:
     assert signed_rank_test([1.0, 2.0, 3.0, math.inf], 0.0) == signed_rank_test([1.0, 2.0, 3.0, 4.0], 0.0) == 1 / 16
     assert signed_rank_test([1.0, 2.0, 3.0, -math.inf], 0.0) == signed_rank_test([1.0, 2.0, 3.0, -4.0], 0.0) == 7 / 16
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01, 0.004])
+def test_the_interval_of_ranks_holds_what_their_test_does_not_reject(alpha: float) -> None:
+    centre, low, high = rank_interval(VALUES, level=1 - 2 * alpha)
+    pairs = sorted((a + b) / 2 for i, a in enumerate(VALUES) for b in VALUES[i:])
+    assert centre == pytest.approx(pairs[22]), "the middle one of 45"
+    assert low < centre < high
+    mirrored = [-value for value in VALUES]
+    for bound, rejected in ((low - 1e-6, True), (low + 1e-6, False)):
+        assert (signed_rank_test(VALUES, bound) <= alpha) == rejected
+    for bound, rejected in ((high + 1e-6, True), (high - 1e-6, False)):
+        assert (signed_rank_test(mirrored, -bound) <= alpha) == rejected
+
+
+def test_the_interval_of_few_or_infinite_ranks_is_infinite() -> None:
+    assert rank_interval([1.0, 2.0], level=0.95)[1:] == (-math.inf, math.inf)
+    centre, low, high = rank_interval([*range(7), math.inf], level=1 - 2 / 2**7)
+    assert (centre, low, high) == (3.5, 0.5, math.inf)
 
 
 def test_values_without_spread_are_judged_by_their_signs() -> None:

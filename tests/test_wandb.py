@@ -22,7 +22,7 @@ from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
 from wganlab.report.claims import read_claims
 from wganlab.report.studies import log_verdicts
-from wganlab.report.verdicts import decide
+from wganlab.report.verdicts import Measured, decide
 from wganlab.runs import Run, find_runs
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "wandb_sweep.yaml"
@@ -187,7 +187,8 @@ def test_verdicts_of_a_study_are_a_run_of_its_group(tmp_path: Path, monkeypatch:
         identity = {"wandb_id": f"id-of-{run.overrides['arms']}-{run.config['seed']}"}
         (run.folder / "status.json").write_text(json.dumps(run.status | identity))
     found = find_runs([tmp_path / "study"])
-    verdicts = decide(read_claims([CLAIM], ["a", "b"], ""), found, [*"01234567"])
+    (claim,) = read_claims([CLAIM], ["a", "b"], "")
+    verdicts = decide([claim], [Measured.of(claim, found)], [*"01234567"])
     log_verdicts(tmp_path / "study", found, verdicts)
     text = inspect(tmp_path / "study") + inspect(tmp_path / "study", "--summary")
     assert '"verdicts"' in text

@@ -11,6 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+#: POT stops after 100,000 iterations unless it is told otherwise, short of the optimum of some 3,000 points.
+MOST_ITERATIONS = 10_000_000
+
 
 def exact(values: Tensor) -> Tensor:
     """The values in fp64; on the CPU where their device has none, as Apple's GPUs."""
@@ -80,7 +83,8 @@ def transport_plan(p: Tensor, q: Tensor, points: Tensor) -> Tensor:
     locations = exact(points.reshape(len(p), -1)).cpu()
     if not torch.isfinite(locations).all():
         raise ValueError("points that are not finite have no plan")
-    return torch.as_tensor(ot.emd(p.cpu().numpy(), q.cpu().numpy(), torch.cdist(locations, locations).numpy()))
+    cost = torch.cdist(locations, locations).numpy()
+    return torch.as_tensor(ot.emd(p.cpu().numpy(), q.cpu().numpy(), cost, numItermax=MOST_ITERATIONS))
 
 
 def wasserstein(first: Tensor, second: Tensor, *, order: int = 1) -> float:
@@ -109,7 +113,7 @@ def kantorovich_potential(first: Tensor, second: Tensor) -> Callable[[Tensor], T
     if not torch.isfinite(cost).all():
         raise ValueError("points that are not finite have no potential")
     weights = [cost.new_full((n,), 1 / n).numpy() for n in cost.shape]
-    dual = torch.as_tensor(ot.emd(*weights, cost.numpy(), log=True)[1]["v"])
+    dual = torch.as_tensor(ot.emd(*weights, cost.numpy(), numItermax=MOST_ITERATIONS, log=True)[1]["v"])
     return lambda points: (torch.cdist(exact(points.flatten(1)).cpu(), rows) - dual).min(1).values
 
 
@@ -135,4 +139,4 @@ def _transport(p: Tensor, q: Tensor, cost: Tensor) -> float:
         return math.nan
     import ot  # half a second to import, for functions called now and then
 
-    return float(ot.emd2(p.cpu().numpy(), q.cpu().numpy(), cost.cpu().numpy()))
+    return float(ot.emd2(p.cpu().numpy(), q.cpu().numpy(), cost.cpu().numpy(), numItermax=MOST_ITERATIONS))

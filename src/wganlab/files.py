@@ -16,11 +16,14 @@ def from_here(path: str | Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: readers see the old content or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(part, path)
+    """Write a file atomically: readers see the old content or the new one, never a part, whoever else writes it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -64,6 +64,8 @@ def sample(
     columns, classes = columns_in(saved), Classes.restored(saved.get("classes"))
     check_output(folder)
     random = torch.Generator().manual_seed(seed)
+    if labels is not None and n < len(labels):
+        raise ConfigError("n", f"={n}: must be at least one for each of {len(labels)} labels")
     asked, of_paths = (labels_for(generator, classes, labels, rows, seed) for rows in (n, interpolations))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +173,7 @@ def write_rows(samples: Tensor, folder: Path, columns: Columns | None, *, begin:
     with open(folder / ("points.csv" if columns is None else "table.csv"), "a", newline="", encoding="utf-8") as file:
         if begin and columns is not None:
             csv.writer(file, lineterminator="\n").writerow(columns.names)
-        np.savetxt(file, rows.numpy(), delimiter=",", fmt="%.9g")
+        np.savetxt(file, rows.numpy(), delimiter=",", fmt="%.9g" if columns is None else "%.15g")
 
 
 @torch.no_grad()
@@ -203,12 +205,15 @@ def interpolate_latents(start: Tensor, end: Tensor, *, frames: int, spherical: b
     """Paths between latents (n, latent_dim): shape (n, frames, latent_dim), both ends included.
 
     ``spherical`` follows great circles (White 2016, arXiv 1609.04468), since normal latents of many dimensions
-    lie near a sphere and the straight line between two leaves it; otherwise straight lines.
+    lie near a sphere and the straight line between two leaves it; otherwise straight lines, also between two that lie
+    opposite to each other, which no great circle joins rather than another.
     """
     t = torch.linspace(0, 1, frames)[None, :, None]
     start, end = start[:, None], end[:, None]
+    straight = torch.lerp(start, end, t)
     if not spherical:
-        return torch.lerp(start, end, t)
+        return straight
     cosine = (normalize(start, dim=-1) * normalize(end, dim=-1)).sum(-1, keepdim=True)
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
-    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+    arc = (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)
+    return torch.where(cosine.abs() > 1 - 1e-3, straight, arc)

@@ -116,6 +116,23 @@ def median_interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tup
     return median(values), low, high
 
 
+def rank_interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tuple[float, float, float]:
+    """The estimate of Hodges and Lehmann 1963, the median of the means of all pairs, and the interval of
+    :func:`signed_rank_test`, whose ends are two of these means. It is infinite where the values are too few.
+    """
+    if not values:
+        return math.nan, math.nan, math.nan
+    n, (i, j) = len(values), np.tril_indices(len(values))
+    # of one that is infinitely worse and one that is infinitely better, the mean is taken for 0
+    pairs = np.nan_to_num((np.asarray(values)[i] + np.asarray(values)[j]) / 2, posinf=math.inf, neginf=-math.inf)
+    ways = np.ones(1)  # in which a sum of ranks comes about, of 2^n
+    for rank in range(1, n + 1):
+        ways = np.convolve(ways, [1.0, *[0.0] * (rank - 1), 1.0])
+    k = int(np.sum(np.cumsum(ways) / 2.0**n <= (1 - level) / 2))
+    low, high = (float(end) for end in np.sort(pairs)[[k - 1, -k]]) if k else (-math.inf, math.inf)
+    return median(pairs.tolist()), low, high
+
+
 def share_interval(values: Sequence[float], *, level: float = 1 - ALPHA) -> tuple[float, float, float]:
     """Share of values that are 1, and the exact interval of :func:`share_test` (Clopper & Pearson 1934)."""
     n, ones, tail = len(values), round(sum(values)), (1 - level) / 2

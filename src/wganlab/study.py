@@ -21,7 +21,7 @@ from wganlab.environment import is_further_rank, place
 from wganlab.files import from_here
 from wganlab.overrides import parse, split_sweep
 from wganlab.report.claims import Claim, read_claims
-from wganlab.report.verdicts import PROVISIONAL, Stages, Verdict, decide
+from wganlab.report.verdicts import PROVISIONAL, Measured, Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.tune import Tune, searched, tuned_sweeps
@@ -103,7 +103,7 @@ def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
 
 def budget_of(overrides: Sequence[str]) -> str | None:
     """The budget that a command line names."""
-    return next((text.partition("=")[2] for text in overrides if text.startswith("budget=")), None)
+    return next((text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("budget=")), None)
 
 
 def run(name: str, overrides: Sequence[str]) -> int:
@@ -156,8 +156,9 @@ def overview() -> str:
     lines = [
         "wganlab study NAME [key=value ...]: runs all arms x seeds of a study, or those that arms= and seed=",
         "name, compares them, and decides the claims of the study; --publish NAME puts the results of its",
-        "finished runs into its folder; --index prints all studies' outcomes; --across NAME NAME ... says",
-        "which of the arms that published studies have in common is better over all of them",
+        "finished runs into its folder, or without runs decides its claims again from verdicts.json; --index",
+        "prints all studies' outcomes; --across NAME NAME ... says which of the arms that published studies",
+        "have in common is better over all of them",
     ]
     for name, folder in studies().items():
         content = read_study(folder)
@@ -193,7 +194,21 @@ def claims_of(folder: Path, study: Study) -> list[Claim]:
 def verdicts(folder: Path, runs: Sequence[Run], sweep_dir: Path, *, budget: str | None = None) -> list[Verdict]:
     """The verdict of each claim of a study, from its runs; the folder of its sweep knows of earlier looks."""
     study = read_study(folder)
-    return decide(claims_of(folder, study), runs, planned_seeds(study, budget), earlier=looks(sweep_dir))
+    claims, planned = claims_of(folder, study), planned_seeds(study, budget)
+    return decide(claims, [Measured.of(claim, runs) for claim in claims], planned, earlier=looks(sweep_dir))
+
+
+def verdicts_again(folder: Path, *, budget: str | None = None) -> list[Verdict]:
+    """The verdicts of a published study, from the number of each seed in its verdicts.json."""
+    study, record = read_study(folder), recorded(folder)
+    claims, planned = claims_of(folder, study), planned_seeds(study, budget)
+    return decide(claims, [Measured.recorded(claim, record) for claim in claims], planned, earlier=looks(folder))
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the verdicts.json of a folder holds; empty where there is none."""
+    path = folder / "verdicts.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def planned_seeds(study: Study, budget: str | None) -> list[str]:
@@ -204,7 +219,6 @@ def planned_seeds(study: Study, budget: str | None) -> list[str]:
 
 def looks(sweep_dir: Path) -> Stages:
     """The stages of seeds at which verdicts were given before in the folder of a sweep; provisional ones are none."""
-    path = sweep_dir / "verdicts.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = recorded(sweep_dir)
     given = any(claim["verdict"] != PROVISIONAL for claim in found.get("claims", []))
     return found.get("stages", ()) if given else ()

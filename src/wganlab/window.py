@@ -6,6 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Columns of metrics.csv that are means over the steps since the last row.
+MEANS = (
+    "critic/loss",
+    "critic/wasserstein_estimate",
+    "critic/penalty",
+    "critic/real_score",
+    "critic/fake_score",
+    "generator/loss",
+)
+
 #: What one update leaves for the record: scalars without a graph, on the device.
 Record = tuple[Tensor, ...]
 
@@ -65,11 +75,4 @@ class Window:
         )
         generator_loss = torch.stack(self.generator).mean().item()
         self.__init__()  # type: ignore[misc]
-        return {
-            "critic/loss": loss,
-            "critic/wasserstein_estimate": real - fake,
-            "critic/penalty": penalty,
-            "critic/real_score": real,
-            "critic/fake_score": fake,
-            "generator/loss": generator_loss,
-        }
+        return dict(zip(MEANS, (loss, real - fake, penalty, real, fake, generator_loss), strict=True))

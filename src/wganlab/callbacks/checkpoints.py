@@ -21,12 +21,15 @@ from wganlab.adversarial import AdversarialModule
 from wganlab.archive import CHECKPOINT_SCHEMA
 from wganlab.callbacks import is_due
 from wganlab.metrics import metric_of, objective_of
+from wganlab.schema import InvalidValueError
+from wganlab.window import MEANS
 
 
 class Checkpoints(Checkpoint):
     """Writes checkpoints/last.ckpt every so many generator steps and minutes, and best.ckpt at the best ``monitor``.
 
-    By default that is ``eval/fid`` where features are scored, else ``eval/emd``. ``mode`` says which values of
+    That is a column that observers measure, by default ``eval/fid`` where features are scored, else ``eval/emd``; means
+    over steps, as losses are, are refused. ``mode`` says which values of
     ``monitor`` are better: ``min``, ``max``, or ``auto``, the direction that :data:`wganlab.metrics.METRICS` gives; of
     columns without one, lower is better. Every ``keep_every`` steps the state is also kept for good, as
     step_XXXXXXXX.ckpt. One is written before the last step, too, whose evaluation may fail: a run that is continued
@@ -47,6 +50,9 @@ class Checkpoints(Checkpoint):
         monitor: str | None = None,
         mode: Literal["auto", "min", "max"] = "auto",
     ) -> None:
+        if monitor in MEANS:
+            allowed = "is a mean over many steps, of no single state; allowed is what observers measure, as eval/emd"
+            raise InvalidValueError("monitor", monitor, allowed)
         self.every, self.minutes, self.keep_every, self.monitor = every, minutes, keep_every, monitor
         self.sign = {"min": 1, "max": -1, "auto": metric_of(monitor or "").sign}[mode]
         self.best: float | None = None

@@ -64,14 +64,14 @@ class CriticDiagnostics(Callback):
             module.observed["critic/gradient_norm"] = norms.mean().item()
             if self.detailed:
                 log_histogram(trainer, "critic/gradient_norms", norms)
-                module.observed["critic/slope_sd"] = norms.std().item()
+                module.observed |= {"critic/slope_sd": norms.std().item()} if len(norms) > 1 else {}
                 module.observed |= of.critic_report(
                     critic, module.loss.objective, real, fake, points, module.loss.bound
                 )
                 module.observed |= overfitting(trainer, module)
                 if real.dim() == 2 and batch.labels is None:
                     stream: BatchStream = trainer.train_dataloader  # type: ignore[assignment]
-                    real = module.scaled(stream.fixed_samples(POINTS).to(module.device))
+                    real = module.scaled(stream.fixed_samples(POINTS))
                     fake = module.fake(module.latents(POINTS, generator=private), None)
                     module.observed |= of.optimality(critic, real, fake)
         weights = torch.cat([weight.detach().flatten() for weight in critic_weights(module.critic).values()])
@@ -87,7 +87,8 @@ def overfitting(trainer: Trainer, module: AdversarialModule) -> dict[str, float]
     def scores(images: Tensor, labels: Tensor | None) -> Tensor:
         return module.scorer(labels, augmented=False)(images)
 
-    held_out, labels = stream.fixed_held_out(POINTS)
+    n = min(POINTS, len(stream.samples))  # as many of either kind
+    held_out, labels = stream.fixed_held_out(n)
     n = len(held_out)
     private = torch.Generator(module.device).manual_seed(trainer.global_step)
     fake = scores(module.fake(module.latents(n, generator=private), labels), labels)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wganlab.distances import exact, kantorovich_potential
 from wganlab.networks import r3gan
-from wganlab.networks.layers import FeatureCritic, takes_labels
+from wganlab.networks.layers import FeatureCritic, ImageCritic, compares_samples, takes_labels
 from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
 from wganlab.regularizers import NORM_LAYERS, gradient_norms
@@ -18,17 +18,34 @@ from wganlab.regularizers import NORM_LAYERS, gradient_norms
 CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d, nn.AdaptiveAvgPool2d)
 
 
+#: Samples whose gradients are taken at a time: their activations take megabytes each.
+BLOCK = 64
+
+
+def is_one_function(critic: nn.Module) -> bool:
+    """Whether the critic judges each sample by itself, and all alike: not by labels of their own."""
+    return not (compares_samples(critic) or (isinstance(critic, ImageCritic) and critic.given))
+
+
+def slopes(critic: nn.Module, points: Tensor) -> Tensor:
+    """The critic's gradient norm at each of points (n, *shape): shape (n,)."""
+    parts = points.split(BLOCK) if is_one_function(critic) else [points]
+    return torch.cat([gradient_norms(critic, part) for part in parts])
+
+
 def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
     """A lower bound of the critic's Lipschitz constant, from its values at ``points`` (n, *shape).
 
-    The larger of its largest gradient norm at a point and its steepest secant between neighbours in the batch. Exact
-    for a linear critic.
+    The larger of its largest gradient norm at a point and, where all points have one function, its steepest secant
+    between neighbours in the batch. Exact for a linear critic.
     """
+    steepest = slopes(critic, points).max().item()
+    if not is_one_function(critic):
+        return steepest
     with torch.no_grad():
         scores, rows = critic(points), points.flatten(1)
         apart = (rows - rows.roll(1, dims=0)).norm(dim=1)
         secants = ((scores - scores.roll(1)).abs() / apart)[apart > 0]
-    steepest = gradient_norms(critic, points).max().item()
     return max([steepest, *secants.tolist()])
 
 
@@ -52,16 +69,23 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
     if isinstance(network, nn.LeakyReLU):
         return max(1.0, network.negative_slope)
     if isinstance(network, nn.Linear):
-        return torch.linalg.matrix_norm(exact(network.weight.detach()), ord=2).item()
+        return spectral_norm(network.weight.detach())
     if isinstance(network, nn.Conv2d) and network.dilation == (1, 1):
-        kernels = exact(network.weight.detach()).flatten(1).unflatten(0, (network.groups, -1))
-        return math.sqrt(patches(network)) * torch.linalg.matrix_norm(kernels, ord=2).max().item()
+        kernels = network.weight.detach().flatten(1).unflatten(0, (network.groups, -1))
+        return math.sqrt(patches(network)) * max(map(spectral_norm, kernels))
     if isinstance(network, nn.AvgPool2d):
         pixels = math.prod(_pair(network.kernel_size))
         return math.sqrt(patches(network) * pixels) / (network.divisor_override or pixels)
     if isinstance(network, NORM_LAYERS):
         return norm_bound(network)
     return math.inf
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value; infinite where a value is not finite, of which there are none."""
+    if not torch.isfinite(matrix).all():
+        return math.inf
+    return torch.linalg.matrix_norm(exact(matrix), ord=2).item()
 
 
 def patches(layer: nn.Conv2d | nn.AvgPool2d) -> int:
@@ -140,7 +164,7 @@ def optimality(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, float
     ``critic/potential_correlation``: Pearson's correlation of its values at all of these points with those of the
     Kantorovich potential, 1 for the best critic at any scale (WGAN-GP, arXiv 1704.00028, figure 1a, as a number).
     ``critic/distance_found``: its estimate over the exact W1 and over the lower bound of its Lipschitz constant; at
-    most 1 where that is tight. Empty where points are not finite.
+    most 1 where that is tight. Empty where points are not finite; a constant critic correlates with nothing.
     """
     points = torch.cat([real, fake])
     if not torch.isfinite(points).all():
@@ -148,8 +172,9 @@ def optimality(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, float
     values, best = exact(critic(points)).cpu(), kantorovich_potential(real, fake)(points)
     estimate, distance = (f[: len(real)].mean() - f[len(real) :].mean() for f in (values, best))
     steepest = lipschitz_lower_bound(critic, points)
+    correlation = torch.corrcoef(torch.stack([values, best]))[0, 1].item()
     return {
-        "critic/potential_correlation": torch.corrcoef(torch.stack([values, best]))[0, 1].item(),
+        **({"critic/potential_correlation": correlation} if math.isfinite(correlation) else {}),
         "critic/distance_found": (estimate / distance).item() / steepest if steepest else 0.0,
     }
 
@@ -164,16 +189,18 @@ def critic_report(
 ) -> dict[str, float]:
     """Gradient norms, Lipschitz bounds and per-layer values of a critic in evaluation mode, by column of metrics.csv.
 
-    ``real``, ``fake`` and ``points`` (interpolates, say) are samples (n, *shape); ``bound`` is the clipping bound.
+    ``real``, ``fake`` and ``points`` (interpolates, say) are samples (n, *shape), of which BLOCK give the gradients of
+    layers; ``bound`` is the clipping bound.
     Values that are not finite (of layers without a known bound, of gradients that are zero) are left out: they would
     be taken for divergence.
     """
     lower = max(lipschitz_lower_bound(critic, samples) for samples in (real, fake, points))
-    norms = layer_gradient_norms(critic, objective, real, fake)
+    few = slice(BLOCK if is_one_function(critic) else None)
+    norms = layer_gradient_norms(critic, objective, real[few], fake[few])
     estimate = (critic(real).mean() - critic(fake).mean()).item()
     found = {
-        "critic/slope_real": gradient_norms(critic, real).mean().item(),
-        "critic/slope_fake": gradient_norms(critic, fake).mean().item(),
+        "critic/slope_real": slopes(critic, real).mean().item(),
+        "critic/slope_fake": slopes(critic, fake).mean().item(),
         "critic/lipschitz_lower": lower,
         "critic/lipschitz_upper": lipschitz_upper_bound(critic),
         "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,

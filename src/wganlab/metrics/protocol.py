@@ -129,12 +129,13 @@ class Protocol:
         """The scores of real samples that are not ``compared`` with, in the place of generated ones.
 
         They are the training samples where others are held out, else what is left of these, and may be fewer than are
-        generated, which raises their FID a little; empty where they are less than the samples of distances.
+        generated, which raises their FID a little; empty where they are too few for a score.
         """
         beside = 0 if self.split == "held_out" else len(compared)
         wanted = max(2 * self.n, self.images if self.scores_features else 0)
         others = to_unit_range(self.stream.fixed_samples(beside + wanted)[beside:])
-        if len(others) < 2 * len(self.real):
+        taken = FEATURES_TAKE.keys() - self.left_out.keys() if self.scores_features else ()
+        if len(others) < max([2 * len(self.real), *(FEATURES_TAKE[name][1] for name in taken)]):
             return {}
         return self.scores(lambda n: others[:n].split(BLOCK))
 
@@ -183,6 +184,7 @@ class Protocol:
                 finite = finite and bool(torch.isfinite(images).all())
                 for rows, new in zip((features, logits), self.extractor.features(images.nan_to_num()), strict=True):
                     rows.add(new)
+                    finite = finite and bool(torch.isfinite(new).all())
         few, others = samples.rows[: 2 * half].split(half)
         found = {"emd_raw": wasserstein(few, self.real)}
         if self.emd_real is not None:

@@ -1,10 +1,12 @@
 """Claims of a study, and the numbers of its runs that decide them; :mod:`wganlab.report.verdicts` decides."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -197,6 +199,9 @@ class Claim:
                 if run.state == Status.COMPLETED:
                     others = [item for item in run.overrides.items() if item[0] not in ("seed", *BUDGETS)]
                     groups.setdefault(tuple(sorted(others)), []).append(run)
+        seeds = Counter((arm, run.config.get("seed")) for arm in self.arms for run in self.of_arm(runs, arm))
+        if self.of_shares and max(seeds.values(), default=0) > 1:
+            return "several runs of one seed, of which a share is none, and no where that says which of them"
         for key in () if self.until or self.epoch else BUDGETS:
             for group in groups.values():
                 if len(lengths := {setting(run, key) for run in group}) > 1:
@@ -235,7 +240,7 @@ class Claim:
         if not rows:
             return None
         if self.at == "mean":
-            return sum(row[self.metric] for row in rows) / len(rows)
+            return mean_over_steps(rows, self.metric)
         if self.at in ("final", "gap") and run.is_lost(self.metric, made):
             return None
         final, best = rows[-1][self.metric], final_and_best(rows)["best"].get(self.metric, {}).get("value")
@@ -251,6 +256,12 @@ class Claim:
                 return None
             made = [row for row in made if row.get(key, 0) <= last]
         return made if self.until or run.state == Status.COMPLETED else None
+
+
+def mean_over_steps(rows: Sequence[Row], metric: str) -> float:
+    """The mean of a metric over the steps of a run: each value stands for those since the last, as losses do."""
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    return float(np.average([row[metric] for row in rows], weights=steps))
 
 
 def read_claims(

@@ -47,7 +47,8 @@ def arms(runs: Sequence[Run]) -> list[str]:
     """
     ignored: tuple[str, ...] = ()
     if all("arms" in run.overrides for run in runs):
-        follows = (key for run in runs for key in run.overrides if key != "arms" and follows_from_arm(runs, key))
+        keys = dict.fromkeys(key for run in runs for key in run.overrides if key != "arms")
+        follows = (key for key in keys if follows_from_arm(runs, key))
         ignored = (*BUDGETS, *follows)
     differs = differing_keys(runs)
     if len({run.protocol.get("real", run.folder) for run in runs}) == 1:  # scored against the same samples

@@ -45,10 +45,13 @@ def mean_over_epoch(rows: Sequence[Row], column: str, epoch: int) -> float | Non
 def epochs_of(run: Run) -> Epochs:
     """The epochs of a run that are whole."""
     found: dict[int, dict[str, float]] = {}
+    since: list[Row] = []  # the end of the epoch before
     for row in run.rows:
+        since.append(row)
         epoch = int(row.get("epoch", 0))
         if epoch and epoch == row["epoch"]:
-            means = {name: mean_over_epoch(run.rows, column, epoch) for name, (column, _) in LOSSES.items()}
+            means = {name: mean_over_epoch(since, column, epoch) for name, (column, _) in LOSSES.items()}
+            since = [row]
             losses = {name: LOSSES[name][1] * mean for name, mean in means.items() if mean is not None}
             if len(losses) == len(LOSSES):
                 found[epoch] = {"minutes": row["seconds"] / 60} | losses

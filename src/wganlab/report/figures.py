@@ -175,7 +175,7 @@ def every_seed(metric: str, runs: Sequence[Run], arms: Sequence[str]) -> Figure 
                 axes.scatter(found, [row] * len(found), color=colour if counts else "none", ec=colour, s=18, alpha=0.8)
             if values[arm][True]:
                 axes.plot([np.mean(values[arm][True])] * 2, [row - 0.35, row + 0.35], color=colour, lw=1.6)
-        axes.set_yticks(range(len(values)), list(values))
+        axes.set_yticks(range(len(values)), [*map(as_text, values)])
         axes.invert_yaxis()
         axes.set_title(f"{metric_of(metric).short_title}: every run, and means", fontsize=10, loc="left")
     return figure
@@ -248,7 +248,7 @@ def _epoch_axes(axes: Axes, runs: Sequence[Run], arms: Sequence[str]) -> None:
         below = axes.secondary_xaxis(
             -0.22 - 0.2 * i, functions=(partial(operator.mul, rate), partial(operator.mul, 1 / rate))
         )
-        labels = list(dict.fromkeys(names))
+        labels = [*map(as_text, dict.fromkeys(names))]
         of = "" if len(rates) == 1 else f": {'; '.join(labels)}" if len(labels) < 4 else f" of {len(labels)} arms"
         below.set_xlabel(f"epochs{of}", fontsize=7, labelpad=2)
         below.tick_params(labelsize=7, pad=1)

@@ -15,7 +15,7 @@ from wganlab.ranges import drawn
 from wganlab.report import explore, figures, forest, networks, tuning
 from wganlab.report.compare import arms, by_arm, by_protocol, differing_keys, longest, main_column, results, to_csv
 from wganlab.report.tables import REAL, cell, columns_of, real_row
-from wganlab.report.verdicts import Verdict, conclusion, protocol, verdict_table
+from wganlab.report.verdicts import Verdict, conclusion, cost, protocol, verdict_table
 from wganlab.runs import Run
 from wganlab.schema import leaves
 from wganlab.tune import Search
@@ -40,7 +40,7 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "results.csv", to_csv(records))
     if verdicts:
-        write_json(output / "verdicts.json", {"question": question} | conclusion(runs, verdicts))
+        write_json(output / "verdicts.json", {"question": question} | cost(runs) | conclusion(verdicts))
         write_text(output / "verdicts.md", verdict_table(verdicts))
     write_text(output / "index.html", page)
 

@@ -1,6 +1,5 @@
 """What studies have found: published beside them, in the index of all, and in W&B."""
 
-import json
 import math
 import secrets
 import shutil
@@ -9,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wganlab.files import write_text
+from wganlab.files import from_here, write_json, write_text
 from wganlab.report import tuning
 from wganlab.report.across import Scores, read_scores, scores_csv, write_summary
 from wganlab.report.compare import arms
 from wganlab.report.page import write_report
 from wganlab.report.publish import export, fill, publish_page
-from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict
+from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict, conclusion, verdict_table
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.statistics import level
-from wganlab.study import claims_of, find_study, read_study, studies, verdicts
+from wganlab.study import claims_of, find_study, read_study, recorded, studies, verdicts, verdicts_again
 from wganlab.tune import arm_ranges, searched, settings, table
 
 
@@ -36,12 +35,6 @@ def index(folders: Mapping[str, Path] | None = None) -> str:
         cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", over_all(folders), ""])
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    """What the verdicts.json beside a study holds; empty where there is none."""
-    path = folder / "verdicts.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def take_home(folders: Mapping[str, Path]) -> str:
@@ -84,8 +77,15 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
 
     These are the tables, figures and verdicts.md that its README links to, scores.csv, verdicts.json where it has
     claims, and the lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``, and between
-    ``<!-- take home -->`` and its end. Raises ConfigError without runs.
+    ``<!-- take home -->`` and its end. Of a published study whose runs are not there, the claims are decided again from
+    the numbers in its verdicts.json. Raises ConfigError where neither are.
     """
+    if recorded(folder) and not any(sweep_dir.rglob(".hydra/config.yaml")):
+        print(f"no runs in {from_here(sweep_dir)}: the claims are decided again from verdicts.json", flush=True)
+        found = verdicts_again(folder, budget=budget)
+        write_json(folder / "verdicts.json", recorded(folder) | conclusion(found))
+        write_text(folder / "verdicts.md", verdict_table(found))
+        return [folder / "verdicts.json", folder / "verdicts.md", *publish_index(folder)]
     runs = find_runs([sweep_dir])
     study = read_study(folder)
     pieces = sweep_dir / "export"
@@ -111,13 +111,18 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     if (pieces / "verdicts.json").is_file():
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
         written.append(folder / "verdicts.json")
+    return written + publish_index(folder)
+
+
+def publish_index(folder: Path) -> list[Path]:
+    """Refresh the index of the studies beside a folder; returns the file written, where there is one."""
     parent = folder.resolve().parent
     beside = {path.parent.name: path.parent for path in sorted(parent.glob("*/study.yaml"))}
     page = parent / "README.md"
-    if page.is_file():
-        filled = [fill(page, "studies", index(beside)), fill(page, "take home", take_home(beside))]
-        written += [page] if any(filled) else []
-    return written
+    if not page.is_file():
+        return []
+    filled = [fill(page, "studies", index(beside)), fill(page, "take home", take_home(beside))]
+    return [page] if any(filled) else []
 
 
 def across(names: Sequence[str]) -> list[Path]:

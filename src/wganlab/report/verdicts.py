@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from wganlab.report.claims import DIVERGED, Claim
 from wganlab.runs import Run
@@ -23,6 +23,7 @@ from wganlab.statistics import (
     largest_spread,
     level,
     median_interval,
+    rank_interval,
     seeds_for_power,
     seeds_for_share,
     share_interval,
@@ -174,6 +175,8 @@ class Verdict:
         values, wide = list(self.counted.values()), 1 - 2 * self.alpha
         if "binomial" in self.claim.tests:
             return share_interval(values, level=wide)
+        if "ranks" in self.claim.tests:
+            return rank_interval(values, level=wide)
         by_mean = "t" in self.claim.tests or self.claim.of_shares
         return (interval if by_mean else median_interval)(values, level=wide)
 
@@ -218,8 +221,9 @@ class Verdict:
             "centre": centre,
             "interval": [low, high],
             "level": 1 - 2 * self.alpha,
-            "values": self.counted,
+            "values": {seed: x if math.isfinite(x) else str(x) for seed, x in self.counted.items()},
             "diverged": self.n_diverged,
+            "objection": self.objection,
             "p": None if open_ else {name: p[statement] for name, p in self.p_values.items()},
             "alpha": self.alpha,
             "verdict": self.decision,
@@ -240,16 +244,35 @@ def power_in_words(few: int | None, many: int | None) -> str:
     return f"{few} to {many or 'more than a thousand'} seeds for 80% power"
 
 
+class Measured(NamedTuple):
+    """What a claim is decided from: the number of each seed, and what :class:`Verdict` says of the runs."""
+
+    values: Mapping[str, float]
+    n_diverged: int = 0
+    objection: str | None = None
+
+    @classmethod
+    def of(cls, claim: Claim, runs: Sequence[Run]) -> "Measured":
+        """From the runs of a study."""
+        return cls(claim.values(runs), claim.n_diverged(runs), claim.objection(runs))
+
+    @classmethod
+    def recorded(cls, claim: Claim, record: Mapping[str, Any]) -> "Measured":
+        """From a verdicts.json; nothing where it has another number in the place of the claim's."""
+        found: Mapping[str, Any] = next((one for one in record["claims"] if one["number"] == claim.number), {})
+        values = {seed: float(value) for seed, value in found.get("values", {}).items()}
+        return cls(values, found.get("diverged", 0), found.get("objection"))
+
+
 def decide(
-    claims: Sequence[Claim], runs: Sequence[Run], planned: Sequence[str], *, earlier: Stages = ()
+    claims: Sequence[Claim], found: Sequence[Measured], planned: Sequence[str], *, earlier: Stages = ()
 ) -> list[Verdict]:
     """The verdict of each claim. ``earlier`` are the stages at which the study was looked at before."""
-    found = [claim.values(runs) for claim in claims]
-    stages = stages_of([values.keys() for values in found], planned, earlier)
+    stages = stages_of([measured.values.keys() for measured in found], planned, earlier)
     alpha = level(max(1, len(claims)), len(stages))
     return [
-        Verdict(claim, values, stages, alpha, claim.n_diverged(runs), claim.objection(runs))
-        for claim, values in zip(claims, found, strict=True)
+        Verdict(claim, measured.values, stages, alpha, measured.n_diverged, measured.objection)
+        for claim, measured in zip(claims, found, strict=True)
     ]
 
 
@@ -269,8 +292,8 @@ def stages_of(found: Sequence[Any], planned: Sequence[str], earlier: Stages) -> 
     return [*stages, added] if len(added) > 1 and before <= everywhere else stages
 
 
-def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The verdicts, the stages of their seeds, and the cost of their runs, for verdicts.json."""
+def cost(runs: Sequence[Run]) -> dict[str, Any]:
+    """What the runs of a study have cost, for verdicts.json."""
     summaries = [run.summary for run in runs if run.summary]
     return {
         "runs": len(summaries),
@@ -279,10 +302,13 @@ def conclusion(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> dict[str, An
         "commits": sorted({summary["commit"] or "unknown" for summary in summaries}),
         "devices": sorted({f"{summary['device']}, {summary['threads']} threads" for summary in summaries}),
         "finished": max((str(run.status.get("finished")) for run in runs if run.summary), default=None),
-        "alpha": ALPHA,
-        "stages": verdicts[0].stages if verdicts else [],
-        "claims": [verdict.record() for verdict in verdicts],
     }
+
+
+def conclusion(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The verdicts and the stages of their seeds, for verdicts.json."""
+    stages = verdicts[0].stages if verdicts else []
+    return {"alpha": ALPHA, "stages": stages, "claims": [verdict.record() for verdict in verdicts]}
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
@@ -306,5 +332,6 @@ def protocol(verdicts: Sequence[Verdict]) -> str:
     return (
         f"Look {looks} at {len(first.stages[0])} planned seeds: every test is one-sided at {first.alpha:.2g}, so that "
         f"with {len(verdicts)} claims at most {ALPHA:.0%} of such studies err in any verdict; intervals are at "
-        f"{1 - 2 * first.alpha:.4g}. Where signs or ranks decide, the centre is the median, else the mean.{matters}"
+        f"{1 - 2 * first.alpha:.4g}. The centre is the mean; where signs decide, the median; where ranks decide, the "
+        f"median of the means of all pairs.{matters}"
     )

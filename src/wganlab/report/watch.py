@@ -11,8 +11,6 @@ from wganlab.schema import ConfigError
 
 #: Seconds between looks at the runs, and at least between two pages, each of which costs some seconds of a core.
 LOOK, PAGE = 1.0, 20.0
-#: What a run says that nobody works on any more.
-ENDED = (Status.COMPLETED, Status.FAILED, Status.STOPPED, Status.INTERRUPTED)
 
 
 def watch(paths: Sequence[str], write: Callable[[list[Run], bool], None]) -> None:
@@ -26,7 +24,8 @@ def watch(paths: Sequence[str], write: Callable[[list[Run], bool], None]) -> Non
     while True:
         begun = runs_at(paths)
         runs = [run for run in begun if has_rows(run.folder / "metrics.csv")]
-        if begun and not runs and all(run.state in ENDED for run in begun) and not more_to_come(paths, begun):
+        at_work = more_to_come(paths, begun) or any(is_locked(run.folder) for run in begun)
+        if begun and not runs and not at_work:
             raise ConfigError(", ".join(paths), ": all runs have ended before their first row")
         if not runs and not waiting:
             print(f"waiting for the first row of a run in {', '.join(paths)}", flush=True)
