@@ -140,3 +140,10 @@ def test_a_critic_that_compares_samples_has_no_surface_of_values(
         with nullcontext() if kernels else pytest.raises(AssertionError, match="drawn"):
             fit(config(*toy, f"+model.critic.minibatch_kernels={kernels}"), folder)
     assert len(list((tmp_path / "3" / "samples").glob("*.png"))) == 2
+
+
+def test_overfitting_is_seen_on_as_many_samples_of_either_kind(tmp_path: Path) -> None:
+    """Where more are held out than are trained on; a relativistic critic compares them one by one."""
+    often = ["callbacks.diagnostics.detailed=true", "callbacks.diagnostics.every=1", "logger=csv", "compile=off"]
+    fit(config(*SMALL, *often, "loss=rpgan", "hold_out=1700", "batch_size=32", "steps=2"), tmp_path)
+    assert all(row["critic/overfitting"] for row in rows(tmp_path))

@@ -24,7 +24,7 @@ from wganlab.report.tables import latex_table, markdown_table
 from wganlab.report.verdicts import Measured, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
-from wganlab.study import multirun, read_study
+from wganlab.study import budget_of, multirun, read_study
 
 CLAIM = {"says": "A is better than B", "source": "a paper", "metric": "eval/fid", "arm": "a", "versus": "b", "below": 0}
 
@@ -78,6 +78,39 @@ def test_the_opposite_does_not_hold(tmp_path: Path) -> None:
 def test_what_is_measured(changes: dict, expected: float, tmp_path: Path) -> None:
     _, mean = verdict(tmp_path, {"a": [10.0, 10.0], "b": [20.0, 20.0]}, **changes)
     assert mean == pytest.approx(expected)
+
+
+def test_a_mean_over_a_run_counts_the_steps_of_each_row(tmp_path: Path) -> None:
+    """A row of 98 steps, and one of 2 that an evaluation has cut off."""
+    rows = "step,seconds,eval/fid,critic/loss\n98,1,,0\n100,2,7,1\n"
+    make_run(tmp_path / "a", {"seed": 0}, ["+arms=a"], rows)
+    content = CLAIM | {"metric": "critic/loss", "at": "mean", "versus": None, "above": 0, "below": None}
+    (claim,) = read_claims([content], ["a", "b"], "study.yaml")
+    assert claim.values(find_runs([tmp_path])) == {"0": pytest.approx(0.02)}
+
+
+def test_a_share_of_several_runs_of_a_seed_is_none(tmp_path: Path) -> None:
+    for seed in range(8):
+        for lr in (1, 2):
+            overrides = ["+arms=a", f"seed={seed}", f"lr={lr}"]
+            make_run(tmp_path / f"{seed}-{lr}", {"seed": seed, "lr": lr}, overrides, f"step,eval/fid\n10,{lr}\n")
+    share = CLAIM | {"reaches": 1.5, "versus": None, "above": 0.4, "below": None}
+    (mixed,) = verdicts(find_runs([tmp_path]), share)
+    why = "several runs of one seed, of which a share is none, and no where that says which"
+    assert mixed.description == f"incomplete ({why})"
+    (one,) = verdicts(find_runs([tmp_path]), share | {"where": {"lr": 1}})
+    assert one.decision == "holds"
+
+
+def test_what_is_infinitely_worse_is_recorded_and_read_again(tmp_path: Path) -> None:
+    (claim,) = read_claims([CLAIM | {"diverged": "worst"}], ["a", "b"], "study.yaml")
+    found = Measured({**dict.fromkeys("0123456", -1.0), "7": -math.inf}, 1)
+    (verdict,) = decide([claim], [found], [*"01234567"])
+    record = json.loads(json.dumps({"claims": [verdict.record()]}, allow_nan=True))
+    assert record["claims"][0]["values"]["7"] == "-inf"
+    assert Measured.recorded(claim, record) == found
+    (other,) = read_claims([CLAIM | {"metric": "eval/kid"}], ["a", "b"], "study.yaml")
+    assert Measured.recorded(other, record) == Measured({}), "of another number"
 
 
 def test_rank_correlation_over_a_run(tmp_path: Path) -> None:
@@ -544,6 +577,13 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     written = {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()}
     assert wganlab(*command, cwd=tmp_path).returncode == 0
     assert {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()} == written
+    record = json.loads((folder / "verdicts.json").read_text())
+    for claim in record["claims"]:
+        claim["verdict"], claim["centre"] = "holds", 0.0
+    (folder / "verdicts.json").write_text(json.dumps(record))
+    done = wganlab(*command[:-1], cwd=tmp_path)  # a reader of the published study, who has not the runs
+    assert done.stdout.startswith("no runs in outputs/study/mine: the claims are decided again from verdicts.json\n")
+    assert {path: path.read_bytes() for path in tmp_path.glob("experiments/**/*") if path.is_file()} == written
 
 
 def test_a_headline_without_an_interval_is_listed_too(tmp_path: Path) -> None:
@@ -572,6 +612,8 @@ def test_budgets_are_named_changes_of_the_sweep(tmp_path: Path) -> None:
     assert where == "outputs/study/mine_long"
     with pytest.raises(ConfigError, match="budget=huge: no such budget; allowed are long"):
         multirun(study, ["budget=huge"])
+    assert multirun(study, ["+budget=long"]) == multirun(study, ["budget=long"])
+    assert budget_of(["+budget=long"]) == budget_of(["seed=1", "budget=long"]) == "long"
     assert read_study(study).question == "How fast?"
 
 

@@ -248,6 +248,9 @@ def test_samples_are_of_the_classes_that_are_asked_for(run: Path) -> None:
     images = loaded.sample(12, labels=[3, 7])
     assert torch.equal(images[:6], loaded.sample(12, labels=[3])[:6])
     assert torch.equal(images[6:], loaded.sample(12, labels=[7])[6:])
+    done = in_process("sample", f"run={run}", "labels=[1,2,3]", "n=2", "output=few", cwd=run.parent)
+    assert done.returncode == 2
+    assert "n=2: must be at least one for each of 3 labels" in done.stderr
     assert not torch.equal(images, loaded.sample(12, labels=[7, 3]))
     done = in_process("sample", f"run={run}", "labels=[3,7]", "n=12", "output=asked", cwd=run.parent)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from wganlab import distances as d
@@ -93,6 +94,14 @@ def test_distance_between_shifted_clouds_is_the_shift(shape: tuple[int, ...], or
     shift = torch.full(shape, 0.3)
     shuffled = (points + shift)[torch.randperm(40, generator=torch.Generator().manual_seed(1))]
     assert d.wasserstein(points, shuffled, order=order) == pytest.approx(shift.norm().item(), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_thousands_of_points_are_transported_at_the_least_cost() -> None:
+    """Of clouds of one size that is a matching, which SciPy finds in a way of its own."""
+    first, second = torch.randn(2, 3072, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cost = torch.cdist(first, second).numpy()
+    assert d.wasserstein(first, second) == pytest.approx(cost[linear_sum_assignment(cost)].mean(), rel=1e-6)
 
 
 def test_clouds_of_different_sizes() -> None:

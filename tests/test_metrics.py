@@ -1,5 +1,6 @@
 """Metrics against closed forms, extractors against held-out images."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from wganlab.metrics.extractors import Classifier, Inception, StackedClassifier,
 from wganlab.metrics.points import mode_scores
 from wganlab.metrics.protocol import Protocol
 from wganlab.networks.dcgan import Critic as ConvolutionalCritic
-from wganlab.networks.layers import FeatureCritic
+from wganlab.networks.layers import FeatureCritic, ImageCritic
 from wganlab.networks.mlp import Critic
 from wganlab.networks.r3gan import Critic as ModernCritic
 from wganlab.networks.resnet import Critic as ResidualCritic
@@ -150,6 +151,36 @@ def test_both_bounds_are_exact_on_a_linear_critic() -> None:
     critic = Linear([3.0, 4.0])
     assert of_critic.lipschitz_lower_bound(critic, torch.randn(16, 2)) == pytest.approx(5, rel=1e-5)
     assert of_critic.lipschitz_upper_bound(critic.layers) == pytest.approx(5, rel=1e-6)
+
+
+def test_a_critic_by_labels_is_as_steep_as_its_gradients() -> None:
+    """A secant from one function of the samples to another says nothing of either."""
+
+    class ByLabel(nn.Module):
+        def forward(self, x: Tensor, *, labels: Tensor) -> Tensor:
+            return 100 * labels + x.flatten(1).sum(1)
+
+    critic = ImageCritic(ByLabel(), torch.arange(200) % 2, None)
+    points = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    assert of_critic.lipschitz_lower_bound(critic, points) == pytest.approx(2), "and labels stay with their samples"
+    report = of_critic.critic_report(critic, Wasserstein(), points, points, points, math.inf)
+    assert report["critic/slope_real"] == pytest.approx(2)
+
+
+def test_weights_that_are_not_finite_have_no_bound_and_stop_no_diagnosis() -> None:
+    for critic, shape in CRITICS.values():
+        lost = copy.deepcopy(critic).eval()
+        for weight in lost.parameters():
+            weight.data.fill_(math.nan)
+        assert not math.isfinite(of_critic.lipschitz_upper_bound(lost))
+        points = torch.randn(4, *shape)
+        assert all(map(math.isfinite, of_critic.critic_report(lost, Wasserstein(), points, points, points, 1).values()))
+
+
+def test_a_constant_critic_correlates_with_nothing() -> None:
+    critic = Linear([0.0, 0.0])
+    found = of_critic.optimality(critic, torch.randn(64, 2), torch.randn(64, 2) + 1)
+    assert found == {"critic/distance_found": 0}
 
 
 CRITICS: dict[str, tuple[FeatureCritic, tuple[int, ...]]] = {
@@ -443,6 +474,27 @@ def test_scores_that_samples_are_too_few_for_are_named_and_left_out(
     out = capsys.readouterr().out
     assert said in out
     assert out.count("\n") == bool(said)
+
+
+def test_too_few_other_real_images_have_no_scores() -> None:
+    images = torch.rand(102, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    protocol = Protocol(n=1, images=100, extractor=Pixels())
+    protocol.prepare(BatchStream(images, batch_size=1, n_critic=1, steps=1, seed=0))
+    assert protocol.real_scores == {}, "two images are left to be scored, and precision takes four"
+
+
+def test_features_that_are_not_finite_have_no_score() -> None:
+    """Of images that are: large values overflow on their way through a network."""
+    protocol = Protocol(n=8, images=16, extractor=Pixels())
+    images = torch.rand(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    protocol.prepare(BatchStream(images, batch_size=1, n_critic=1, steps=1, seed=0))
+    protocol.extractor = Overflowing()
+    assert math.isnan(protocol.scores(lambda n: images[:n].split(8))["eval/fid"])
+
+
+class Overflowing(Pixels):
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return (images.flatten(1) * math.inf), images.flatten(1)[:, :3]
 
 
 def test_a_protocol_keeps_all_that_an_extractor_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:

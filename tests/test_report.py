@@ -120,6 +120,17 @@ def test_every_column_is_drawn_and_layers_share_a_figure(tmp_path: Path) -> None
     assert (tmp_path / "pieces" / "mine_speed_of__x_.svg").is_file()
 
 
+def test_arms_whose_names_have_dollars_are_drawn(tmp_path: Path) -> None:
+    """As overrides with two interpolations have, between which matplotlib would see a formula."""
+    rows = "step,epoch,seconds,eval/fid\n10,{},1,3\n"
+    for epoch, arm in enumerate(("lr=${a_b_c:1}, x=${b}", "y"), start=1):
+        for seed in range(2):
+            make_run(tmp_path / f"{epoch}{seed}", {"seed": seed}, [f"+arms={arm}"], rows.format(epoch))
+    runs = find_runs([tmp_path])
+    for drawn in (*figures.curves(runs, arms(runs)).values(), *figures.headlines(runs, arms(runs)).values()):
+        assert "<svg" in figures.svg(drawn)
+
+
 def test_a_mean_over_seeds_is_drawn_where_all_were_measured_at_the_same_steps(tmp_path: Path) -> None:
     """Three runs of two evaluations each, of which one ended sooner."""
     ends = {"x": 1000, "y": 1000, "z": 900}
@@ -611,6 +622,9 @@ def test_a_page_of_runs_without_a_row_is_not_waited_for(
         under_way.close()
 
     threading.Timer(0.3, fail).start()
+    with pytest.raises(ConfigError, match="all runs have ended before their first row"):
+        watch([str(tmp_path)], lambda runs, going_on: None)
+    (starting / "status.json").unlink()
     with pytest.raises(ConfigError, match="all runs have ended before their first row"):
         watch([str(tmp_path)], lambda runs, going_on: None)
     assert capsys.readouterr().out == f"waiting for the first row of a run in {tmp_path}\n"

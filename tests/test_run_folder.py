@@ -27,6 +27,7 @@ from wganlab.callbacks.divergence import first_not_finite
 from wganlab.callbacks.history import COLUMNS
 from wganlab.notebook import train
 from wganlab.runs import Run
+from wganlab.schema import InvalidValueError
 from wganlab.training import fit
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_1"
@@ -260,6 +261,8 @@ def test_the_best_so_far_survives_as_version_1_wrote_it() -> None:
     checkpoints.load_state_dict(state)
     assert checkpoints.state_dict() == state
     assert state["best"] == min(row["eval/emd_raw"] for row in Run(FIXTURES / "gan").rows if "eval/emd_raw" in row)
+    with pytest.raises(InvalidValueError, match="is a mean over many steps"):
+        Checkpoints(every=1, monitor="critic/loss")
     never = Checkpoints(every=1, monitor="eval/precision")
     never.load_state_dict({"best": float("inf")})
     assert never.state_dict() == {"best": float("inf")} == Checkpoints(every=1).state_dict()

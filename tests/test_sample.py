@@ -87,6 +87,8 @@ def test_interpolation_ends_at_its_ends_and_stays_on_the_sphere() -> None:
         assert torch.allclose(path[:, -1], end, atol=1e-5)
     circle = interpolate_latents(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), frames=3, spherical=True)
     assert circle[0, 1].tolist() == pytest.approx([math.sqrt(0.5), math.sqrt(0.5)])
+    opposite = interpolate_latents(torch.tensor([[1.0]]), torch.tensor([[-0.5]]), frames=4, spherical=True)
+    assert opposite.flatten().tolist() == pytest.approx([1, 0.5, 0, -0.5], abs=1e-6), "no circle joins them"
 
 
 def test_sample_replaces_its_own_output_and_nothing_else(run_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 import wganlab
 from tests.conftest import in_process
 from wganlab.data.table import Table
+from wganlab.sample import write_rows
 from wganlab.schema import InvalidValueError
 
 WINE = load_wine()
@@ -53,6 +54,9 @@ def test_large_offsets_are_kept_and_numeric_classes_are_ordered_as_numbers(tmp_p
     assert table.columns.in_units(rows)[1].tolist() == pytest.approx([1_700_000_007, 12345679.25], abs=1e-3)
     assert labels is not None
     assert labels.tolist() == [2, 1, 0, 3]
+    write_rows(rows, tmp_path, table.columns, begin=True)
+    written = np.loadtxt(tmp_path / "table.csv", delimiter=",", skiprows=1)
+    assert written[:, 0] == pytest.approx([1_700_000_000 + 7 * i for i in range(4)], abs=1e-3)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
@@ -125,7 +129,7 @@ def test_a_table_that_has_changed_is_read_again_by_the_same_process(tmp_path: Pa
 
 
 class Cloud:
-    """Normal samples of ten values without names: somebody's own data set."""
+    """Normal samples of ten values without names or classes: somebody's own data set."""
 
     shape = (10,)
 
@@ -134,9 +138,6 @@ class Cloud:
 
     def load(self) -> Tensor:
         return torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
-
-    def labels(self) -> Tensor | None:
-        return None
 
 
 def test_samples_of_one_axis_without_names_are_a_table_too(tmp_path: Path) -> None:

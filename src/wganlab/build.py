@@ -16,7 +16,7 @@ from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
 from wganlab.config import source_key
 from wganlab.contracts import Loss, critic_steps
-from wganlab.data import Source, columns_of, size
+from wganlab.data import Source, columns_of, labels_of, size
 from wganlab.data.stream import BatchStream, EndlessStream, same_content
 from wganlab.regularizers import Regularizer
 from wganlab.runs import Run
@@ -239,7 +239,7 @@ def read_once(source: Source, described: str) -> Data:
     if described not in LAST_READ:
         LAST_READ.clear()  # before the next are read: never two at a time
         samples, held_out = source.load(), getattr(source, "held_out", None)
-        LAST_READ[described] = Data(samples, source.labels(), *(held_out() or () if held_out else ()))
+        LAST_READ[described] = Data(samples, labels_of(source), *(held_out() or () if held_out else ()))
     return LAST_READ[described]
 
 

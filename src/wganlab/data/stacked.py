@@ -4,7 +4,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from wganlab.data import Source
+from wganlab.data import Source, labels_of
 from wganlab.schema import InvalidValueError
 
 CHANNELS = 3
@@ -35,7 +35,7 @@ class Stacked:
 
     def load(self) -> Tensor:
         """uint8 of shape (n, 3, height, width)."""
-        images, labels = self.base.load(), self.base.labels()
+        images, labels = self.base.load(), labels_of(self.base)
         if labels is None:
             raise InvalidValueError("base", type(self.base).__name__, "has no classes to stack")
         numbers = labels.unique(return_inverse=True)[1]

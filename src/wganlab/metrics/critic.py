@@ -120,9 +120,9 @@ def layers(critic: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
 def layer_gradient_norms(critic: nn.Module, objective: Objective, real: Tensor, fake: Tensor) -> dict[str, float]:
     """Norm of the gradient of the critic's loss with respect to each layer's output, by name of the layer.
 
-    The loss has no penalties. The norms are flat over the layers of a well-conditioned critic, and exponential in the
-    depth where gradients explode or vanish (WGAN-GP, arXiv 1704.00028, figure 1b). Computed in fp64, since vanishing
-    gradients underflow in fp32.
+    Empty for a critic without such layers. The loss has no penalties. The norms are flat over the layers of a
+    well-conditioned critic, and exponential in the depth where gradients explode or vanish (WGAN-GP, arXiv 1704.00028,
+    figure 1b). Computed in fp64, since vanishing gradients underflow in fp32.
     """
     real, fake = exact(real), exact(fake)
     critic = copy.deepcopy(critic).to(real)
@@ -137,7 +137,7 @@ def layer_gradient_norms(critic: nn.Module, objective: Objective, real: Tensor, 
             scores = [critic(images.detach().requires_grad_()) for images in (real, fake)]
             loss = objective.critic_loss(*scores)
             every = [output for both in outputs.values() for output in both]
-            gradients = iter(torch.autograd.grad(loss, every))
+            gradients = iter(torch.autograd.grad(loss, every) if every else ())
     finally:
         for hook in hooks:
             hook.remove()

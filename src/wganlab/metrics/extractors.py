@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from wganlab.archive import read_archive
-from wganlab.data import Source
+from wganlab.data import Source, labels_of
 from wganlab.data.stacked import classes_of
 from wganlab.data.stream import to_bytes, to_unit_range
 from wganlab.schema import ConfigError, InvalidValueError
@@ -69,7 +69,7 @@ class Classifier:
         """Raises ConfigError when what it learns from are no images of two classes or more, of the samples' shape."""
         if self.dataset is not None:
             shape, samples = tuple(samples.shape[1:]), self.dataset.load()
-            labels, fingerprint = self.dataset.labels(), hash_of(samples)
+            labels, fingerprint = labels_of(self.dataset), hash_of(samples)
             if samples.shape[1:] != shape:
                 sizes = ["x".join(map(str, size)) for size in (samples.shape[1:], shape)]
                 raise ConfigError("extractor.dataset", f": has images of {sizes[0]}, and those to score are {sizes[1]}")

@@ -201,7 +201,7 @@ class Claim:
                     groups.setdefault(tuple(sorted(others)), []).append(run)
         seeds = Counter((arm, run.config.get("seed")) for arm in self.arms for run in self.of_arm(runs, arm))
         if self.of_shares and max(seeds.values(), default=0) > 1:
-            return "several runs of one seed, of which a share is none, and no where that says which of them"
+            return "several runs of one seed, of which a share is none, and no where that says which"
         for key in () if self.until or self.epoch else BUDGETS:
             for group in groups.values():
                 if len(lengths := {setting(run, key) for run in group}) > 1:
