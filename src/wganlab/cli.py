@@ -12,6 +12,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from wganlab import __version__
 from wganlab.environment import place
 from wganlab.files import from_here
 from wganlab.torchrun import joined
@@ -273,6 +274,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP)
+        return
+    if arguments[0] == "--version":
+        print(f"wganlab {__version__}")
         return
     command = COMMANDS.get(arguments[0])
     if command is None:

@@ -36,9 +36,10 @@ class LoadedExport:
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
-        """n samples (n, *shape) in [-1, 1], always the same for a seed; equally many of each of ``labels``, or class.
+        """n samples (n, *shape), images in [-1, 1], always the same for a seed.
 
-        Raises ConfigError for a label that the data do not have.
+        They are of ``labels``, or all classes, equally many of each; of the first n where there are more. Raises
+        ConfigError for a label that the data do not have.
         """
         model, random = self.config["model"], torch.Generator().manual_seed(seed)
         latents = sample_latents(

@@ -80,7 +80,7 @@ class LoadedRun:
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
-        """n samples (n, *shape) in [-1, 1]: those of ``wganlab sample`` with the same seed and labels."""
+        """n samples (n, *shape), images in [-1, 1]: those of ``wganlab sample`` with the same seed and labels."""
         asked = labels_for(self.generator, self._classes, labels, n, seed)
         random = torch.Generator().manual_seed(seed)
         return torch.cat([*draw_parts(self.generator, self._config.model, n, random, asked)])

@@ -53,7 +53,7 @@ class Study:
 
 
 def studies() -> dict[str, Path]:
-    """Name -> folder of every study in ./experiments and of those that come with wganlab."""
+    """Name -> folder of every study in ./experiments and in that of the checkout that wganlab runs from."""
     places = [conf_dir().parent / "experiments", Path("experiments")]
     return {path.parent.name: path.parent for place in places for path in sorted(place.glob("*/study.yaml"))}
 

@@ -1,4 +1,4 @@
-"""2-D toys of the WGAN-GP paper (arXiv 1704.00028, section 5 and figure 1), as its code makes them.
+"""2-D toys of the WGAN-GP paper (arXiv 1704.00028, section 3 and figure 1), as its code makes them.
 
 Endless by default: every batch is drawn anew. ``n`` fixes the number of points instead, drawn once with ``seed``.
 """

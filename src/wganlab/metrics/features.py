@@ -17,7 +17,7 @@ from wganlab.distances import exact, kl
 NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 #: Parts of the images over which the inception score is averaged.
 SPLITS = 10
-#: The images that a published FID, KID or inception score takes.
+#: The fewest images of which FID, KID and inception scores are published; many papers take 50,000.
 PUBLISHED = 10_000
 #: Rows of a matrix of distances, or of features in double precision, that are held at a time.
 BLOCK = 256

@@ -100,7 +100,10 @@ class Protocol:
             there = f"{len(stored)} real{generated} samples"
             print(f"note: left out, for they take more than {there}: {', '.join(taken)}", flush=True)
         if self.scores_features and getattr(self.extractor, "published", False) and self.images < of.PUBLISHED:
-            print(f"note: scores of {self.images} images are no published ones, which take {of.PUBLISHED}", flush=True)
+            print(
+                f"note: scores of {self.images} images are no published ones, which take {of.PUBLISHED} or more",
+                flush=True,
+            )
         self.emd_real = None if "emd_real" in self.left_out else wasserstein(self.real, others)
         if self.extractor is not None and self.scores_features:
             self.prepare_features(self.extractor, stored)
