@@ -202,6 +202,10 @@ def test_undecided_claims_say_how_many_seeds_would_have_power() -> None:
     values = [-1.0, 0.5, -0.8, 0.4, -1.2, 0.3, -0.1, -0.9]
     found = verdict(claim(), values, claims=1)
     assert found.description == "undecided, leans towards holds (29 to 51 seeds for 80% power)"
+    one_sided = claim(versus=None, metric="eval/fid", below=0)
+    # seven of eight below: 10 of 12 signs decide at 0.02, and come with P = 0.82 where each has 7/8
+    alone = verdict(one_sided, [-1.0, -5.0, -0.8, -0.4, -1.2, -0.3, -0.1, 0.9], claims=2)
+    assert alone.description == "undecided, leans towards holds (12 to 73 seeds for 80% power)"
     assert "infinitely worse" in verdict(claim(diverged="worst"), [*values[:7], math.inf]).description
 
 

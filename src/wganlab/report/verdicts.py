@@ -132,42 +132,40 @@ class Verdict:
 
     @property
     def seeds_wanted(self) -> str:
-        """The seeds for 80% power, as a range: with the spread as found, and as large as it may well be."""
-        values, bounds = list(self.counted.values()), (self.claim.low, self.claim.high)
-        if not all(map(math.isfinite, values)):
+        """The seeds for 80% power, as a range: with the effect or spread as found, and as it may well be."""
+        values = list(self.counted.values())
+        if "signs" in self.claim.tests:
+            past = [[float(sign * (value - bound) > 0) for value in values] for bound, sign in self.bounds]
+            ends = ((fmean(ones), share_interval(ones, level=0.6)[1]) for ones in past)
+            pairs = [tuple(seeds_for_share(share, 0.5, self.alpha) for share in pair) for pair in ends]
+        elif not all(map(math.isfinite, values)):
             return "some seeds are infinitely worse: no number of them is known"
-        if "binomial" in self.claim.tests and self.leaning != EQUAL:
-            return power_in_words(*map(self.seeds_for_share, (fmean(values), self.least_share)))
-        mean, low, high = fmean(values), *bounds
-        if self.leaning == EQUAL and self.claim.matters:
-            bound = low if math.isfinite(low) else high
-            low, high = bound - self.claim.matters, bound + self.claim.matters
-        distances = [mean - low, high - mean]
-        effect = max(-min(distances), 0.0) if self.leaning == FAILS else min(distances)
-        spreads = (stdev(values), largest_spread(values))
-        return power_in_words(*(seeds_for_power(effect, spread, self.alpha) for spread in spreads))
+        elif "binomial" in self.claim.tests:
+            _, *ends_of_share = share_interval(values, level=0.6)
+            pairs = [
+                tuple(
+                    seeds_for_share(mirrored(share, sign), mirrored(bound, sign), self.alpha)
+                    for share in (fmean(values), ends_of_share[sign == -1])
+                )
+                for bound, sign in self.bounds
+            ]
+        else:
+            spreads = (stdev(values), largest_spread(values))
+            effects = [sign * (fmean(values) - bound) for bound, sign in self.bounds]
+            pairs = [tuple(seeds_for_power(effect, spread, self.alpha) for spread in spreads) for effect in effects]
+        choose = min if self.leaning == FAILS else max  # to lie outside of two bounds, one is enough
+        few, many = (choose(n or math.inf for n in of_bounds) for of_bounds in zip(*pairs, strict=True))
+        return power_in_words(few, many)
 
     @property
     def bounds(self) -> list[tuple[float, int]]:
         """The bounds to be shown to be passed for the verdict that the numbers lean towards, and in which direction."""
+        low, high, matters = self.claim.low, self.claim.high, self.claim.matters
+        if self.leaning == EQUAL and matters:
+            bound = low if math.isfinite(low) else high
+            return [(bound - matters, 1), (bound + matters, -1)]
         sign = -1 if self.leaning == FAILS else 1
-        both = [(self.claim.low, sign), (self.claim.high, -sign)]
-        return [bound for bound in both if math.isfinite(bound[0])]
-
-    @property
-    def least_share(self) -> float:
-        """The end of the two-sided 60% interval of a share that is nearer to the bound."""
-        _, low, high = share_interval(list(self.counted.values()), level=0.6)
-        return low if self.bounds[0][1] == 1 else high
-
-    def seeds_for_share(self, share: float) -> int | None:
-        """The number of seeds with which the exact test of a share has 80% power, if it is this one."""
-        needed = [
-            seeds_for_share(mirrored(share, sign), mirrored(bound, sign), self.alpha) for bound, sign in self.bounds
-        ]
-        choose = min if self.leaning == FAILS else max  # to lie outside of two bounds, one is enough
-        found = choose((n or math.inf for n in needed), default=math.inf)
-        return int(found) if math.isfinite(found) else None
+        return [bound for bound in ((low, sign), (high, -sign)) if math.isfinite(bound[0])]
 
     @property
     def summary(self) -> tuple[float, float, float]:
@@ -237,11 +235,11 @@ def mirrored(value: float, sign: int) -> float:
     return value if sign == 1 else 1 - value
 
 
-def power_in_words(few: int | None, many: int | None) -> str:
-    """How many seeds have 80% power, at the least and at the most."""
-    if few is None:
+def power_in_words(few: float, many: float) -> str:
+    """How many seeds have 80% power, at the least and at the most; infinitely many where no number is known."""
+    if math.isinf(few):
         return "a thousand seeds would not give 80% power"
-    return f"{few} to {many or 'more than a thousand'} seeds for 80% power"
+    return f"{few} to {'more than a thousand' if math.isinf(many) else many} seeds for 80% power"
 
 
 class Measured(NamedTuple):
