@@ -563,7 +563,7 @@ def test_publishing_refreshes_what_the_readme_shows(studied: Path, tmp_path: Pat
     before, row, rest = index.partition("| [mine](mine/README.md) | How fast? | 1 holds, 1 does not hold | 16 runs, ")
     assert before.startswith("Before.\n<!-- studies -->\n| study ")
     assert row
-    corrected = "Of 2 claims 2 are decided, 2 of them also when corrected for all 2."
+    corrected = "Of 2 published claims 2 are decided, 2 of them also when corrected for all 2."
     after, opened, home = rest.partition("After.\n<!-- take home -->\n")
     assert after.endswith(f"|\n\n{corrected}\n<!-- end of studies -->\n")
     assert opened

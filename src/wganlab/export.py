@@ -9,7 +9,6 @@ import runpy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from wganlab.build import trained_config
 from wganlab.card import model_card
 from wganlab.codegen import source
 from wganlab.exported import INPUTS, Function, check_push, dtype_of, in_onnxruntime, onnx_session, push
-from wganlab.files import from_here, write_json, write_text
+from wganlab.files import from_here, replacing, write_json, write_text
 from wganlab.labels import Classes, inputs
 from wganlab.pair import sample_latents
 from wganlab.runs import Run
@@ -73,15 +72,8 @@ def export(
     check_output(folder)
     generator, saved = load(trained, path, weights)
     try:
-        # beside the first folder that is there already, so that what fails leaves no folder behind
-        there = next(parent for parent in folder.absolute().parents if parent.exists())
-        with TemporaryDirectory(prefix=".export-", dir=there) as part:
-            new = Path(part, "new")
+        with replacing(folder) as new:
             difference = write_export(opened, trained, generator, saved, format, checkpoint, weights, new)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.exists():
-                folder.rename(Path(part, "old"))
-            new.rename(folder)
     except OSError as error:
         raise ConfigError("output", f"={output}: cannot be written ({error})") from error
     return saved["global_step"], difference

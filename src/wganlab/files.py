@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,24 @@ def write_text(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A path at which to make a folder, which takes the place of another one when all has gone well.
+
+    What fails leaves nothing behind, not even parents of the folder.
+    """
+    from tempfile import TemporaryDirectory  # no part of the start of every command
+
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    with TemporaryDirectory(prefix=".wganlab-", dir=there) as part:
+        new = Path(part, "new")
+        yield new
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            folder.rename(Path(part, "old"))
+        new.rename(folder)
 
 
 def write_json(path: Path, content: Any) -> None:

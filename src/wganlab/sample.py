@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from wganlab.build import build_critic, build_generator, build_loss, trained_con
 from wganlab.contracts import Loss, Networks
 from wganlab.data import Columns
 from wganlab.data.stream import to_bytes
-from wganlab.files import from_here
+from wganlab.files import from_here, replacing
 from wganlab.labels import Classes, inputs
 from wganlab.networks.layers import takes_labels
 from wganlab.pair import sample_latents
@@ -68,14 +67,9 @@ def sample(
         raise ConfigError("n", f"={n}: must be at least one for each of {len(labels)} labels")
     asked, of_paths = (labels_for(generator, classes, labels, rows, seed) for rows in (n, interpolations))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".sample-", dir=folder.parent) as part:
-            new = Path(part, "new")
+        with replacing(folder) as new:
             write_samples(draw_parts(generator, trained.model, n, random, asked), new, columns, asked)
             write_interpolation(generator, trained.model, interpolations, frames, random, new, columns, of_paths)
-            if folder.exists():
-                folder.rename(Path(part, "old"))
-            new.rename(folder)
     except OSError as error:
         raise ConfigError("output", f"={output}: cannot be written ({error})") from error
 

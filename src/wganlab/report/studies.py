@@ -58,7 +58,7 @@ def over_all(folders: Mapping[str, Path]) -> str:
     decided = [claim for claim in claims if claim["verdict"] not in (UNDECIDED, PROVISIONAL)]
     still = [claim for claim in decided if max(claim["p"].values()) < level(len(claims))]
     n = len(claims)
-    said = f"Of {n} claims {len(decided)} are decided, {len(still)} of them also when corrected for all {n}."
+    said = f"Of {n} published claims {len(decided)} are decided, {len(still)} of them also when corrected for all {n}."
     if len(still) == len(decided):
         return said
     return f"{said} At that level an exact test takes {math.ceil(-math.log2(level(n)))} seeds or more."
