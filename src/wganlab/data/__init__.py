@@ -28,9 +28,8 @@ class Source(Protocol):
     One that draws fresh samples for ever says so by a true ``endless`` and has ``draw(n, random)``, as
     :class:`wganlab.data.toys.Points`, instead of a length. One whose images may be mirrored left to right at random in
     training says so by a true ``flip``; one whose samples are rows of a table has their ``columns``, :class:`Columns`.
-    One with classes has ``labels()``: their numbers, of what ``load`` returned, shape (n,), or None. One that has
-    samples apart from those of ``load``, for scores to compare with, returns them as stored, with their labels, by
-    ``held_out()``. ``licence``, of the class, is a sentence for the card of a trained generator.
+    One that has samples apart from those of ``load``, for scores to compare with, returns them as stored, with their
+    labels, by ``held_out()``. ``licence``, of the class, is a sentence for the card of a trained generator.
     """
 
     #: Shape of one sample: (channels, height, width), or (dimensions,) of a point.
@@ -45,9 +44,13 @@ class Source(Protocol):
         floating-point, taken as they are."""
         ...
 
+    def labels(self) -> Tensor | None:
+        """Class numbers of what ``load`` returned, shape (n,); None where there are no classes."""
+        ...
+
 
 def labels_of(source: Source) -> Tensor | None:
-    """Class numbers of what a source has loaded, shape (n,); None where there are no classes."""
+    """Class numbers of what a source has loaded; None where it has no classes, as somebody's own without ``labels``."""
     labels = getattr(source, "labels", None)
     return labels() if labels else None
 
