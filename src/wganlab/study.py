@@ -191,18 +191,15 @@ def claims_of(folder: Path, study: Study) -> list[Claim]:
     return read_claims(study.claims, arm_names(folder), str(folder / "study.yaml"), matters=study.matters)
 
 
-def verdicts(folder: Path, runs: Sequence[Run], sweep_dir: Path, *, budget: str | None = None) -> list[Verdict]:
-    """The verdict of each claim of a study, from its runs; the folder of its sweep knows of earlier looks."""
-    study = read_study(folder)
-    claims, planned = claims_of(folder, study), planned_seeds(study, budget)
-    return decide(claims, [Measured.of(claim, runs) for claim in claims], planned, earlier=looks(sweep_dir))
+def verdicts(folder: Path, runs: Sequence[Run], where: Path, *, budget: str | None = None) -> list[Verdict]:
+    """The verdict of each claim of a study, from its runs, or without any from the numbers in a verdicts.json.
 
-
-def verdicts_again(folder: Path, *, budget: str | None = None) -> list[Verdict]:
-    """The verdicts of a published study, from the number of each seed in its verdicts.json."""
-    study, record = read_study(folder), recorded(folder)
+    That in the folder ``where`` knows of earlier looks, too.
+    """
+    study, record = read_study(folder), recorded(where)
     claims, planned = claims_of(folder, study), planned_seeds(study, budget)
-    return decide(claims, [Measured.recorded(claim, record) for claim in claims], planned, earlier=looks(folder))
+    found = [Measured.of(claim, runs) if runs else Measured.recorded(claim, record) for claim in claims]
+    return decide(claims, found, planned, earlier=looks(record))
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -217,8 +214,7 @@ def planned_seeds(study: Study, budget: str | None) -> list[str]:
     return [] if seeds is None else [job[0].partition("=")[2] for job in split_sweep(parse([f"seed={seeds}"]))]
 
 
-def looks(sweep_dir: Path) -> Stages:
-    """The stages of seeds at which verdicts were given before in the folder of a sweep; provisional ones are none."""
-    found = recorded(sweep_dir)
-    given = any(claim["verdict"] != PROVISIONAL for claim in found.get("claims", []))
-    return found.get("stages", ()) if given else ()
+def looks(record: Mapping[str, Any]) -> Stages:
+    """The stages of seeds at which verdicts were given, by a verdicts.json; provisional ones are none."""
+    given = any(claim["verdict"] != PROVISIONAL for claim in record.get("claims", []))
+    return record.get("stages", ()) if given else ()

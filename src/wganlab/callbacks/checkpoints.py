@@ -29,11 +29,10 @@ class Checkpoints(Checkpoint):
     """Writes checkpoints/last.ckpt every so many generator steps and minutes, and best.ckpt at the best ``monitor``.
 
     That is a column that observers measure, by default ``eval/fid`` where features are scored, else ``eval/emd``; means
-    over steps, as losses are, are refused. ``mode`` says which values of
-    ``monitor`` are better: ``min``, ``max``, or ``auto``, the direction that :data:`wganlab.metrics.METRICS` gives; of
-    columns without one, lower is better. Every ``keep_every`` steps the state is also kept for good, as
-    step_XXXXXXXX.ckpt. One is written before the last step, too, whose evaluation may fail: a run that is continued
-    makes that step again.
+    over steps, as losses are, are refused. ``mode`` says which values of ``monitor`` are better: ``min``, ``max``, or
+    ``auto``, the direction that :data:`wganlab.metrics.METRICS` gives; of columns without one, lower is better. Every
+    ``keep_every`` steps the state is also kept for good, as step_XXXXXXXX.ckpt. One is written before the last step,
+    too, whose evaluation may fail: a run that is continued makes that step again.
 
     Files are written under another name and then renamed, so a checkpoint is always whole. They hold tensors and plain
     containers only and load with ``torch.load(weights_only=True)``. A state that is not finite is never saved.

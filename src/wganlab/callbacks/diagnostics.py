@@ -64,7 +64,8 @@ class CriticDiagnostics(Callback):
             module.observed["critic/gradient_norm"] = norms.mean().item()
             if self.detailed:
                 log_histogram(trainer, "critic/gradient_norms", norms)
-                module.observed |= {"critic/slope_sd": norms.std().item()} if len(norms) > 1 else {}
+                if len(norms) > 1:
+                    module.observed["critic/slope_sd"] = norms.std().item()
                 module.observed |= of.critic_report(
                     critic, module.loss.objective, real, fake, points, module.loss.bound
                 )

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from wganlab.checks import check_call
 from wganlab.metrics import metric_of
 from wganlab.report.compare import BUDGETS, setting
-from wganlab.report.epochs import mean_over_epoch
+from wganlab.report.epochs import mean_over_epoch, mean_over_steps
 from wganlab.runs import Row, Run, Status, final_and_best, load_yaml
 from wganlab.schema import ConfigError
 from wganlab.statistics import Test, share_test, sign_flip_test, sign_test, signed_rank_test, t_test
@@ -256,12 +255,6 @@ class Claim:
                 return None
             made = [row for row in made if row.get(key, 0) <= last]
         return made if self.until or run.state == Status.COMPLETED else None
-
-
-def mean_over_steps(rows: Sequence[Row], metric: str) -> float:
-    """The mean of a metric over the steps of a run: each value stands for those since the last, as losses do."""
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    return float(np.average([row[metric] for row in rows], weights=steps))
 
 
 def read_claims(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 
 from wganlab.report.figures import STYLE, as_text, colours
@@ -26,20 +27,20 @@ PUBLISHED = "published"
 Epochs = Mapping[int, Mapping[str, float]]
 
 
-def mean_over_epoch(rows: Sequence[Row], column: str, epoch: int) -> float | None:
-    """Mean of a column over the steps of an epoch, counted from 1; None where no rows end at both its borders.
+def mean_over_steps(rows: Sequence[Row], column: str, *, since: float = 0) -> float:
+    """Mean of a column over steps: a row of metrics.csv stands for those since the one before, or since a step."""
+    steps = np.diff([since, *(row["step"] for row in rows)])
+    return float(np.average([row[column] for row in rows], weights=steps))
 
-    A row of metrics.csv is a mean over the steps since the one before, so each counts as many times.
-    """
+
+def mean_over_epoch(rows: Sequence[Row], column: str, epoch: int) -> float | None:
+    """Mean of a column over the steps of an epoch, counted from 1; None where no rows end at both its borders."""
     borders = {row["epoch"]: row["step"] for row in rows if "epoch" in row} | {0: 0}
     if epoch not in borders or epoch - 1 not in borders:
         return None
-    total = weight = 0.0
-    before = borders[epoch - 1]
-    for row in rows:
-        if borders[epoch - 1] < row["step"] <= borders[epoch] and column in row:
-            total, weight, before = total + (row["step"] - before) * row[column], row["step"], row["step"]
-    return total / (weight - borders[epoch - 1]) if weight else None
+    begin, end = borders[epoch - 1], borders[epoch]
+    within = [row for row in rows if begin < row["step"] <= end and column in row]
+    return mean_over_steps(within, column, since=begin) if within else None
 
 
 def epochs_of(run: Run) -> Epochs:

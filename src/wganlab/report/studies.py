@@ -18,7 +18,7 @@ from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict, conclusion,
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.statistics import level
-from wganlab.study import claims_of, find_study, read_study, recorded, studies, verdicts, verdicts_again
+from wganlab.study import claims_of, find_study, read_study, recorded, studies, verdicts
 from wganlab.tune import arm_ranges, searched, settings, table
 
 
@@ -82,7 +82,7 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     """
     if recorded(folder) and not any(sweep_dir.rglob(".hydra/config.yaml")):
         print(f"no runs in {from_here(sweep_dir)}: the claims are decided again from verdicts.json", flush=True)
-        found = verdicts_again(folder, budget=budget)
+        found = verdicts(folder, [], folder, budget=budget)
         write_json(folder / "verdicts.json", recorded(folder) | conclusion(found))
         write_text(folder / "verdicts.md", verdict_table(found))
         return [folder / "verdicts.json", folder / "verdicts.md", *publish_index(folder)]

@@ -134,28 +134,31 @@ class Verdict:
     def seeds_wanted(self) -> str:
         """The seeds for 80% power, as a range: with the effect or spread as found, and as it may well be."""
         values = list(self.counted.values())
-        if "signs" in self.claim.tests:
-            past = [[float(sign * (value - bound) > 0) for value in values] for bound, sign in self.bounds]
-            ends = ((fmean(ones), share_interval(ones, level=0.6)[1]) for ones in past)
-            pairs = [tuple(seeds_for_share(share, 0.5, self.alpha) for share in pair) for pair in ends]
+        if "signs" in self.claim.tests or "binomial" in self.claim.tests:
+            shares = [self.share_beyond(bound, sign) for bound, sign in self.bounds]
+            pairs = [
+                [
+                    seeds_for_share(share, least, self.alpha)
+                    for share in (fmean(ones), share_interval(ones, level=0.6)[1])
+                ]
+                for ones, least in shares
+            ]
         elif not all(map(math.isfinite, values)):
             return "some seeds are infinitely worse: no number of them is known"
-        elif "binomial" in self.claim.tests:
-            _, *ends_of_share = share_interval(values, level=0.6)
-            pairs = [
-                tuple(
-                    seeds_for_share(mirrored(share, sign), mirrored(bound, sign), self.alpha)
-                    for share in (fmean(values), ends_of_share[sign == -1])
-                )
-                for bound, sign in self.bounds
-            ]
         else:
             spreads = (stdev(values), largest_spread(values))
             effects = [sign * (fmean(values) - bound) for bound, sign in self.bounds]
-            pairs = [tuple(seeds_for_power(effect, spread, self.alpha) for spread in spreads) for effect in effects]
+            pairs = [[seeds_for_power(effect, spread, self.alpha) for spread in spreads] for effect in effects]
         choose = min if self.leaning == FAILS else max  # to lie outside of two bounds, one is enough
         few, many = (choose(n or math.inf for n in of_bounds) for of_bounds in zip(*pairs, strict=True))
         return power_in_words(few, many)
+
+    def share_beyond(self, bound: float, sign: int) -> tuple[list[float], float]:
+        """The zeros and ones of which a test of shares decides that a bound is passed, and the share to be above."""
+        values = self.counted.values()
+        if "signs" in self.claim.tests:
+            return [float(sign * (value - bound) > 0) for value in values], 0.5
+        return [mirrored(value, sign) for value in values], mirrored(bound, sign)
 
     @property
     def bounds(self) -> list[tuple[float, int]]:
