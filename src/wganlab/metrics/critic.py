@@ -39,14 +39,17 @@ def lipschitz_lower_bound(critic: nn.Module, points: Tensor) -> float:
     The larger of its largest gradient norm at a point and, where all points have one function, its steepest secant
     between neighbours in the batch. Exact for a linear critic.
     """
-    steepest = slopes(critic, points).max().item()
+    return max(slopes(critic, points).max().item(), steepest_secant(critic, points))
+
+
+@torch.no_grad()
+def steepest_secant(critic: nn.Module, points: Tensor) -> float:
+    """The steepest slope between neighbours in a batch; 0 where they have not one function, of which none is known."""
     if not is_one_function(critic):
-        return steepest
-    with torch.no_grad():
-        scores, rows = critic(points), points.flatten(1)
-        apart = (rows - rows.roll(1, dims=0)).norm(dim=1)
-        secants = ((scores - scores.roll(1)).abs() / apart)[apart > 0]
-    return max([steepest, *secants.tolist()])
+        return 0.0
+    scores, rows = critic(points), points.flatten(1)
+    apart = (rows - rows.roll(1, dims=0)).norm(dim=1)
+    return max(((scores - scores.roll(1)).abs() / apart)[apart > 0].tolist(), default=0.0)
 
 
 def lipschitz_upper_bound(network: nn.Module) -> float:
@@ -194,13 +197,15 @@ def critic_report(
     Values that are not finite (of layers without a known bound, of gradients that are zero) are left out: they would
     be taken for divergence.
     """
-    lower = max(lipschitz_lower_bound(critic, samples) for samples in (real, fake, points))
+    of_real, of_fake, between = (slopes(critic, samples) for samples in (real, fake, points))
+    steepest = (norms.max().item() for norms in (of_real, of_fake, between))
+    lower = max(*steepest, *(steepest_secant(critic, samples) for samples in (real, fake, points)))
     few = slice(BLOCK if is_one_function(critic) else None)
     norms = layer_gradient_norms(critic, objective, real[few], fake[few])
     estimate = (critic(real).mean() - critic(fake).mean()).item()
     found = {
-        "critic/slope_real": slopes(critic, real).mean().item(),
-        "critic/slope_fake": slopes(critic, fake).mean().item(),
+        "critic/slope_real": of_real.mean().item(),
+        "critic/slope_fake": of_fake.mean().item(),
         "critic/lipschitz_lower": lower,
         "critic/lipschitz_upper": lipschitz_upper_bound(critic),
         "critic/estimate_per_lipschitz": estimate / lower if lower else 0.0,
