@@ -268,7 +268,7 @@ def test_a_budget_of_a_users_yaml_does_not_silently_beat_the_command_line(tmp_pa
     (tmp_path / "budget" / "small.yaml").write_text("# @package _global_\nimages: 640\n")
     own = str(tmp_path)
     assert [generator_steps(settings) for settings in plan(["+budget=small"], config_dir=own)] == [2]
-    with pytest.raises(ConfigError, match="images=640: is a budget, and so is steps"):
+    with pytest.raises(ConfigError, match="images=640: is a budget, and so is steps; give images=null beside steps"):
         plan(["+budget=small", "steps=3"], config_dir=own)
     (settings,) = plan(["+budget=small", "steps=3", "images=null"], config_dir=own)
     assert generator_steps(settings) == 3

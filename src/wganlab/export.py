@@ -110,10 +110,7 @@ def write_export(
     weights: Weights,
     folder: Path,
 ) -> float:
-    """All files of an export in a new folder; returns how far what was written is from the generator.
-
-    Raises ConfigError for a generator that cannot be written so, and where that is too far.
-    """
+    """All files of an export in a new folder; returns how far what was written is from the generator."""
     folder.mkdir()
     classes = Classes.restored(saved.get("classes"))
     random = torch.Generator().manual_seed(0)
@@ -131,13 +128,7 @@ def write_export(
         "shape": json.dumps(list(saved["shape"])),
         "classes": json.dumps(None if classes is None else classes.numbers.tolist()),
     }
-    try:
-        written = FORMATS[format].write(generator, draw(SIZES[-1]), folder, notes)
-        difference = max(compare(generator, written, draw(n)) for n in SIZES)
-    except OSError:
-        raise
-    except Exception as error:  # torch.fx, torch.export and onnxruntime raise a dozen types
-        raise ConfigError("format", f"={format}: cannot hold this generator ({reason(error)})") from error
+    difference = write_checked(generator, draw, format, folder, notes)
     resolved = resolve(run, trained)
     write_json(folder / "config.json", resolved)
     facts = {
@@ -156,6 +147,22 @@ def write_export(
     }
     write_text(folder / "README.md", model_card(run, resolved, **facts))
     return difference
+
+
+def write_checked(
+    generator: nn.Module, draw: Callable[[int], tuple[Tensor, ...]], format: str, folder: Path, notes: dict[str, str]
+) -> float:
+    """Write a generator in a format; returns how far what was written is from it, on inputs that ``draw(n)`` makes.
+
+    Raises ConfigError for a generator that cannot be written so, and where that is too far.
+    """
+    try:
+        written = FORMATS[format].write(generator, draw(SIZES[-1]), folder, notes)
+        return max(compare(generator, written, draw(n)) for n in SIZES)
+    except OSError:
+        raise
+    except Exception as error:  # torch.fx, torch.export and onnxruntime raise a dozen types
+        raise ConfigError("format", f"={format}: cannot hold this generator ({reason(error)})") from error
 
 
 def resolve(run: Run, config: DictConfig) -> dict[str, Any]:

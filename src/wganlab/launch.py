@@ -153,7 +153,7 @@ def check_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     """A budget is given in steps or in images. Raises ConfigError for both."""
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     if "steps" in given and OmegaConf.to_container(config, resolve=False).get("images") is not None:  # type: ignore[union-attr]
-        rule = "is a budget, and so is steps; give one of them, and the other as null"
+        rule = "is a budget, and so is steps; give images=null beside steps, or no steps"
         raise ConfigError("images", f"={config.images}: {rule}")
 
 
