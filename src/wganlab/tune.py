@@ -158,14 +158,3 @@ def replaced(arguments: Sequence[str], values: Mapping[str, object]) -> list[str
     """Overrides with other values of some keys."""
     kept = [argument for argument in arguments if argument.partition("=")[0] not in values]
     return [*kept, *(f"{key}={value}" for key, value in values.items())]
-
-
-def table(found: Mapping[str, Setting]) -> str:
-    """The settings in Markdown."""
-    lines = ["| arm | trial | score | setting |", "|---|---:|---:|---|"]
-    for arm, setting in found.items():
-        values = ", ".join(
-            f"{key} = {value}{' **(edge)**' if key in setting.edges else ''}" for key, value in setting.values.items()
-        )
-        lines.append(f"| {arm} | {setting.trial} | {setting.score:.4g} | {values} |")
-    return "\n".join(lines) + "\n"

@@ -14,12 +14,13 @@ from wganlab.report.across import Scores, read_scores, scores_csv, write_summary
 from wganlab.report.compare import arms
 from wganlab.report.page import write_report
 from wganlab.report.publish import export, fill, publish_page
+from wganlab.report.tables import Table, markdown
 from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict, conclusion, verdict_table
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.statistics import level
 from wganlab.study import claims_of, find_study, read_study, recorded, studies, verdicts
-from wganlab.tune import arm_ranges, searched, settings, table
+from wganlab.tune import arm_ranges, searched, settings
 
 
 def index(folders: Mapping[str, Path] | None = None) -> str:
@@ -28,13 +29,13 @@ def index(folders: Mapping[str, Path] | None = None) -> str:
     A sentence below it corrects for the claims of all of them.
     """
     folders = studies() if folders is None else folders
-    lines = ["| study | question | verdicts | cost | finished | commit |", "|---|---|---|---|---|---|"]
+    rows = []
     for name, folder in folders.items():
         question = read_study(folder).question
         found = recorded(folder)
-        cells = [f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", over_all(folders), ""])
+        rows.append([f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)])
+    head = ["study", "question", "verdicts", "cost", "finished", "commit"]
+    return f"{markdown(Table(head, rows, 'l' * len(head)))}\n{over_all(folders)}\n"
 
 
 def take_home(folders: Mapping[str, Path]) -> str:
@@ -104,7 +105,7 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     if search:
         tuned = dict.fromkeys(run.overrides["arms"] for run in runs)
         found_settings = settings(search, {arm: arm_ranges(folder, arm) for arm in tuned})
-        text = f"\nBest settings of {search.tune}:\n\n{table(found_settings)}"
+        text = f"\nBest settings of {search.tune}:\n\n{tuning.settings_table(found_settings)}"
         write_text(pieces / "tuning.md", tuning.table(runs, search) + text)
     written = [*publish_page(folder / "README.md", pieces), folder / "scores.csv"]
     write_text(written[-1], scores_csv(runs, arms(runs)))

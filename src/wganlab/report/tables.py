@@ -22,6 +22,7 @@ class Table(NamedTuple):
 
     head: list[str]
     rows: list[list[str]]
+    aligned: str = ""  # l or r for each column, as in LaTeX; if empty, all but the first are numbers, to the right
 
 
 #: The row of real samples.
@@ -109,8 +110,9 @@ def markdown_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown, numbers to the right."""
-    rule = "|---|" + "---:|" * (len(table.head) - 1)
+    """A table in Markdown."""
+    aligned = table.aligned or "l" + "r" * (len(table.head) - 1)
+    rule = "|" + "".join({"l": "---|", "r": "---:|"}[side] for side in aligned)
     escaped = [[text.replace("|", "\\|") for text in row] for row in (table.head, *table.rows)]
     head, *rows = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([head, rule, *rows]) + "\n"

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ from wganlab.report.figures import STYLE, as_text, colours
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run, Status
 from wganlab.statistics import interval
-from wganlab.tune import Search
+from wganlab.tune import Search, Setting
 
 #: Runs with fewer trials than this are no tuning.
 MIN_TRIALS = 3
@@ -119,3 +119,13 @@ def trial_cell(point: tuple[float, float, float] | None) -> str:
         return "–"
     mean, low, high = point
     return f"{mean:.3g} ± {(high - low) / 2:.2g}" if high > low else f"{mean:.3g}"
+
+
+def settings_table(found: Mapping[str, Setting]) -> str:
+    """The settings that a search found best, by arm, in Markdown."""
+    rows = []
+    for arm, setting in found.items():
+        edges = {key: " **(edge)**" if key in setting.edges else "" for key in setting.values}
+        values = ", ".join(f"{key} = {value}{edges[key]}" for key, value in setting.values.items())
+        rows.append([arm, str(setting.trial), f"{setting.score:.4g}", values])
+    return markdown(Table(["arm", "trial", "score", "setting"], rows, "lrrl"))

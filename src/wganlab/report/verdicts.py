@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from wganlab.report.claims import DIVERGED, Claim
+from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run
 from wganlab.statistics import (
     ALPHA,
@@ -314,15 +315,13 @@ def conclusion(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
     """The verdicts in Markdown, with a note that says how they came about."""
-    lines = ["| claim | source | number | supported if | measured [interval] | seeds | p | verdict |"]
-    lines.append("|---|---|---|---|---|---:|---|---|")
+    head = ["claim", "source", "number", "supported if", "measured [interval]", "seeds", "p", "verdict"]
+    rows = []
     for verdict in verdicts:
         claim = verdict.claim
         cells = [claim.says, claim.source, claim.number, claim.wanted, verdict.measured, verdict.seeds, verdict.tested]
-        lines.append(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, f"**{verdict.description}**"]) + " |"
-        )
-    return "\n".join([*lines, "", protocol(verdicts), ""])
+        rows.append([*cells, f"**{verdict.description}**"])
+    return f"{markdown(Table(head, rows, 'lllllrll'))}\n{protocol(verdicts)}\n"
 
 
 def protocol(verdicts: Sequence[Verdict]) -> str:
