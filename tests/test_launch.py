@@ -84,7 +84,7 @@ def test_of_two_runs_that_are_launched_into_one_folder_one_is_made_and_is_whole(
             racers[seed].start("run", *SMALL, f"seed={seed}", f"loss={loss}", steps, folder)
             time.sleep((attempt % 5) * 0.05 if seed == 11 else 0)
         codes = {seed: racer.code() for seed, racer in racers.items()}
-        assert sorted(codes.values()) == [0, 1], codes
+        assert sorted(codes.values()) in ([0, 1], [0, 2]), codes  # 2: where it came when the other had ended
         (winner,) = [seed for seed, code in codes.items() if code == 0]
         run = Run(tmp_path / f"run{attempt}")
         assert (run.config["seed"], run.choices["loss"]) == (winner, arms[winner])
@@ -94,7 +94,10 @@ def test_of_two_runs_that_are_launched_into_one_folder_one_is_made_and_is_whole(
     for racer in racers.values():
         racer.process.stdin.close()  # type: ignore[union-attr]
     said = [line for racer in racers.values() for line in racer.process.stderr.read().splitlines()]  # type: ignore[union-attr]
-    assert [line.partition(" ")[2].partition(" ")[2] for line in said] == ["is being worked on by another process"] * 20
+    raced = sum("is being worked on by another process" in line for line in said)
+    late = sum("already holds a run; continue it with run=" in line for line in said)
+    assert (raced + late, len(said)) == (20, 20), said
+    assert raced > 10
 
 
 def test_the_loser_changes_no_byte_of_a_run_or_a_sweep(tmp_path: Path) -> None:

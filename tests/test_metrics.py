@@ -332,13 +332,14 @@ def test_a_classifier_can_learn_from_another_data_set(digits: tuple[Tensor, Tens
 def test_training_a_classifier_is_deterministic_and_leaves_no_trace(digits: tuple[Tensor, Tensor]) -> None:
     samples, labels = digits
     hashes, threads = set(), torch.get_num_threads()
-    for n in (1, 2):
+    for n, precision in ((1, "highest"), (2, "medium")):
         torch.set_num_threads(n)
+        torch.set_float32_matmul_precision(precision)
         torch.manual_seed(n)
         before = torch.random.get_rng_state()
         network, _ = train(samples, labels, 10, updates=10)
         assert torch.equal(before, torch.random.get_rng_state())
-        assert torch.get_num_threads() == n
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (n, precision)
         hashes.add(hash_of(*network.state_dict().values()))
     torch.set_num_threads(threads)
     assert len(hashes) == 1

@@ -39,8 +39,6 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
     return an empty dict.
     """
     source: Source = construct(config, "dataset")
-    # convolutions like the channels of a pixel side by side; matrices stay as they are
-    module = build_module(config, source).to(memory_format=torch.channels_last)
     history, interruption, compilation = History(every=config.log_every), Interruption(), Compilation(config.compile)
     trainer: pl.Trainer = construct(
         config,
@@ -50,6 +48,9 @@ def fit(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = N
         callbacks=observers(config, history, interruption, compilation),
         logger=open_loggers(config, folder) or False,
     )
+    # built after the Trainer, which sets the precision of products, since spectral norm multiplies when it is put on;
+    # convolutions like the channels of a pixel side by side, and matrices stay as they are
+    module = build_module(config, source).to(memory_format=torch.channels_last)
     if config.accelerator.get("sync_batchnorm"):
         parallel.synchronise_batch_norm(module)
     trainer.precision_plugin.convert_module(module)  # Lightning would do so after it has loaded a checkpoint

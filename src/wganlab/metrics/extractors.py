@@ -166,10 +166,11 @@ def train(
     """A network trained by Adam with one cycle of learning rates, and its accuracy on what is held out.
 
     By default it sees each sample twice, and makes at least 300 updates. The result depends on the data alone: random
-    numbers and threads are set aside, and put back.
+    numbers, threads and the precision of products are set aside, and put back.
     """
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)  # sums in another order are other weights
+    torch.set_float32_matmul_precision("highest")  # a run may have another than a command that scores it
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
@@ -192,6 +193,7 @@ def train(
             return network, accuracy(network, samples[held_out], labels[held_out])
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 @torch.no_grad()
