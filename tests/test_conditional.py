@@ -16,7 +16,7 @@ from tests.test_contracts import continued
 from tests.test_metrics import Pixels
 from wganlab.build import build_module, construct, open_stream
 from wganlab.data.stream import Batch, BatchStream
-from wganlab.labels import Classes, rows_of
+from wganlab.labels import Classes, random_labels, rows_of
 from wganlab.metrics.features import accuracy_of, frechet_distance, intra_frechet_distance
 from wganlab.metrics.protocol import Protocol
 from wganlab.networks.conditional import ClassifyingMLPCritic, ConditionalBatchNorm, DCGANCritic, MLPCritic
@@ -111,6 +111,12 @@ def test_labels_are_drawn_with_the_frequencies_of_the_data_from_a_stream_of_thei
     later = BatchStream(torch.zeros(40, 1, 2, 2), labelled=True, **options)
     later.load_state_dict({"step": 250, "batches": 500, "images_seen": 10_000})
     assert torch.equal(next(iter(later))[-1].drawn, drawn[250])  # type: ignore[arg-type]
+
+
+def test_labels_latents_and_the_order_of_images_share_no_random_numbers() -> None:
+    for seed in (0, 5, 1 << 31, 7 * 1_000_003):
+        others = torch.Generator().manual_seed(seed)
+        assert not torch.equal(torch.rand(9, generator=random_labels(seed)), torch.rand(9, generator=others))
 
 
 def test_a_run_without_labels_trains_as_before_beside_them() -> None:

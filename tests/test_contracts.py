@@ -60,6 +60,28 @@ class SpectralNorm(Regularizer):
         return critic
 
 
+class LeCam(torch.nn.Module, Regularizer):
+    """Holds scores near their running means (Tseng et al. 2021, arXiv 2104.03310)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(2))
+
+    def penalty(self, critic, real, fake):
+        scores = torch.stack([critic(real).mean(), critic(fake).mean()])
+        self.means = 0.9 * self.means + 0.1 * scores.detach()
+        return (scores - self.means.flip(0)).square().sum()
+
+
+class Noisy(torch.nn.Module):
+    def __init__(self, *, latent_dim: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(latent_dim, shape[0])
+
+    def forward(self, latents):
+        return self.linear(latents + torch.randn_like(latents))
+
+
 class Warmup:
     def __init__(self, *, first: int, n: int) -> None:
         self.first, self.n = first, n
@@ -185,6 +207,26 @@ def test_r3gan_trains_through_the_command(mine: Path) -> None:
         list(Run(path.parent.parent).config["loss"]["regularizer"]) for path in mine.glob("sweep/*/.hydra/config.yaml")
     ]
     assert sorted(chosen) == [[], ["r1"], ["r1", "gradient_penalty"]]
+
+
+def test_state_of_a_part_in_buffers_is_continued(mine: Path) -> None:
+    settings = own("loss=wgan_clip", "+loss.regularizer.lecam={_target_: parts.LeCam}", *TOY)
+    continued(settings, mine, at=13)
+    saved = torch.load(mine / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert saved["loss_parts.regularizer_lecam.means"].abs().min() > 0
+
+
+def test_a_generator_that_draws_noise_is_shown_always_the_same_and_disturbs_nothing(mine: Path) -> None:
+    settings = own("loss=gan", *TOY[:2])
+    settings.model.generator = {"_target_": "parts.Noisy", "_partial_": True}
+    module = build_module(settings, construct(settings, "dataset"))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    shown = module.generate(600, seed=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(module.generate(600, seed=2), shown)
+    assert not torch.equal(module.generate(600, seed=3), shown)
 
 
 @pytest.mark.parametrize("training", ["alternating", "shared_pass", "reused_latents", "fixed_generator"])
@@ -322,6 +364,18 @@ def test_learning_rates_follow_a_schedule(mine: Path) -> None:
     saved = torch.load(mine / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
     rates = [state["param_groups"][0]["lr"] for state in saved["optimizer_states"]]
     assert rates == pytest.approx([2e-4 / 8] * 2)
+
+
+def test_a_schedule_that_torch_refuses_is_one_line_of_its_key(mine: Path) -> None:
+    schedules = "torch.optim.lr_scheduler"
+    for given, said in (
+        (f"{{_target_: {schedules}.StepLR, _partial_: true}}", "missing 1 required positional argument: 'step_size'"),
+        (f"{{_target_: {schedules}.OneCycleLR, _partial_: true, max_lr: 1}}", "You must define either total_steps OR"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            own("loss=gan", *TOY, f"+loss.schedule.critic={given}")
+        assert error.value.key == "loss.schedule.critic"
+        assert said in str(error.value)
 
 
 def test_an_average_is_what_is_generated(mine: Path) -> None:

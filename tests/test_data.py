@@ -13,14 +13,14 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from tests.conftest import config, images
-from wganlab.build import construct, open_stream
+from wganlab.build import construct, open_stream, read_once
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import FILES, IMAGES, MNIST, FashionMNIST
 from wganlab.data.stacked import Stacked
 from wganlab.data.stream import BatchStream, to_unit_range
 from wganlab.metrics.protocol import reference
-from wganlab.schema import InvalidValueError
+from wganlab.schema import ConfigError, InvalidValueError
 
 
 @pytest.mark.parametrize("size", [28, 32, 8])
@@ -283,3 +283,46 @@ def test_stacks_have_every_mode_equally_often() -> None:
         Stacked(base=base, n=1500).load()
     with pytest.raises(ValueError, match="base=Stacked: must be a data set of grey images"):
         Stacked(base=Stacked(base=base))
+
+
+class Own:
+    """A user's data set of 8x8 images in colour."""
+
+    shape: tuple[int, ...] = (3, 8, 8)
+
+    def __init__(self, samples: Any, labels: Any = None) -> None:
+        self.samples, self._labels = samples, labels
+
+    def __len__(self) -> int:
+        return 6
+
+    def load(self) -> Any:
+        return self.samples
+
+    def labels(self) -> Any:
+        return self._labels
+
+
+IMAGES_OF_OWN = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels", "said"),
+    [
+        (torch.zeros(6, 8, 8, 3), None, r"torch.float32 of \(6, 8, 8, 3\); must be a tensor \(n, 3x8x8\), uint8 or"),
+        (IMAGES_OF_OWN.long(), None, r"torch.int64 of \(6, 3, 8, 8\); must be"),
+        (IMAGES_OF_OWN.numpy(), None, r"what its load\(\) returns is a ndarray; must be"),
+        (IMAGES_OF_OWN, torch.zeros(6, 1, dtype=torch.long), "labels must be a tensor of 6 whole numbers"),
+        (IMAGES_OF_OWN, torch.zeros(12, dtype=torch.long), "labels must be a tensor of 6 whole numbers"),
+        (IMAGES_OF_OWN, torch.zeros(6), "labels must be a tensor of 6 whole numbers"),
+    ],
+)
+def test_what_a_users_data_set_returns_is_checked(samples: Any, labels: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^dataset: .*{said}"):
+        read_once(Own(samples, labels), "a user's own")
+
+
+def test_labels_of_a_users_data_set_may_be_of_any_integer_type() -> None:
+    data = read_once(Own(IMAGES_OF_OWN, torch.arange(6, dtype=torch.uint8)), "bytes")
+    assert data.labels is not None
+    assert (data.labels.dtype, data.labels.tolist()) == (torch.int64, [*range(6)])

@@ -156,3 +156,9 @@ def test_points_that_are_not_finite_are_at_no_known_distance() -> None:
     points = torch.zeros(3, 2)
     assert math.isnan(d.wasserstein(points, points + math.nan))
     assert math.isnan(d.wasserstein(points, points + math.inf))
+
+
+def test_as_many_points_as_probabilities() -> None:
+    for distance in (d.earth_mover, d.transport_plan):
+        with pytest.raises(ValueError, match="4 points cannot have 2 probabilities"):
+            distance(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]), torch.zeros(4, 2))

@@ -11,7 +11,15 @@ from torch import nn
 from tests.conftest import config
 from wganlab.build import construct
 from wganlab.networks import dcgan, mlp, r3gan, random_architecture, resnet, upsample_dcgan
-from wganlab.networks.layers import DoublingConv2d, Dropout, MinibatchDiscrimination, Padding, doubling, halving
+from wganlab.networks.layers import (
+    DoublingConv2d,
+    Dropout,
+    MinibatchDiscrimination,
+    Padding,
+    doubling,
+    evaluation_mode,
+    halving,
+)
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 48, 64)]
 
@@ -325,3 +333,11 @@ def test_scaled_softplus() -> None:
     x = torch.tensor([0.0, -50.0, 50.0])
     expected = torch.tensor([math.log(1 + math.exp(2)) / 2 - 1, -1.0, 50.0])
     assert torch.allclose(random_architecture.ScaledSoftplus()(x), expected)
+
+
+def test_evaluation_mode_leaves_frozen_layers_frozen() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    network[0].eval()
+    with evaluation_mode(network):
+        assert [module.training for module in network.modules()] == [False, False, False]
+    assert [module.training for module in network.modules()] == [True, False, True]

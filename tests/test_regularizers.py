@@ -173,7 +173,8 @@ def test_penalty_keeps_no_graph_of_the_generator() -> None:
 
 
 def test_clipping_bounds_weights_and_biases_but_no_normalisation() -> None:
-    critic = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(1, 4), nn.LayerNorm(3), nn.Linear(3, 1))
+    norms = [nn.BatchNorm2d(4), nn.GroupNorm(1, 4), nn.LayerNorm(3), nn.Linear(3, 1), nn.RMSNorm(3)]
+    critic = nn.Sequential(nn.Conv2d(1, 4, 3), *norms)
     for parameter in critic.parameters():
         nn.init.constant_(parameter, 0.7)
     WeightClipping(bound=0.01).project(critic)

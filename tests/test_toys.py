@@ -3,6 +3,7 @@
 import csv
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from wganlab.build import build_module, construct
 from wganlab.data.stream import Batch, EndlessStream
 from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, Points, SwissRoll
 from wganlab.distances import js, sliced_wasserstein
+from wganlab.pair import sample_latents
 from wganlab.pictures import SURFACE, value_surface
 from wganlab.training import fit
 from wganlab.validate import validate
@@ -86,6 +88,18 @@ def test_an_endless_stream_never_repeats_and_continues_where_it_was() -> None:
     resumed.load_state_dict(stopped.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(whole, [*head, *images(resumed)], strict=True))
     assert not torch.equal(whole[0], images(stream(seed=6))[0])
+
+
+def test_the_samples_to_compare_with_are_no_latents_of_an_evaluation() -> None:
+    """A generator that copies its latents makes samples of such data, and not the very ones of the comparison."""
+
+    class Uniform(Points):
+        def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, None]:
+            return torch.rand(n, 2, generator=random) * 2 - 1, None
+
+    options: dict[str, Any] = {"batch_size": 4, "n_critic": 1, "steps": 2, "seed": 0, "device": torch.device("cpu")}
+    latents = sample_latents(4, 2, "uniform", generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(EndlessStream(Uniform(), **options).fixed_samples(4), latents)
 
 
 def test_an_endless_stream_shows_the_same_points_whatever_n_critic() -> None:

@@ -127,6 +127,22 @@ def test_schedules_end_and_stay() -> None:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
+def test_a_raised_budget_has_the_rate_of_its_own_curve_at_once() -> None:
+    for make, half in ((Linear, 0.5), (Cosine, 0.5)):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        short = make(optimizer, steps=4)
+        for _ in range(4):
+            optimizer.step()
+            short.step()
+        assert optimizer.param_groups[0]["lr"] == 0
+        saved, of_optimizer = short.state_dict(), optimizer.state_dict()
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        longer = make(optimizer, steps=8)
+        optimizer.load_state_dict(of_optimizer)
+        longer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * half)
+
+
 def test_the_warmup_of_the_papers_program() -> None:
     steps = PaperWarmup()
     assert [steps(step, 5) for step in (0, 24, 25, 499, 500, 501, 1000)] == [100, 100, 5, 5, 100, 5, 100]

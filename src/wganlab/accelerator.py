@@ -31,7 +31,7 @@ if not torch.cuda.is_available():
 REFUSED = {
     **dict.fromkeys(
         ("gradient_clip_val", "gradient_clip_algorithm"),
-        "Lightning clips no gradients under manual optimization; loss.optimizer.clip_norm does",
+        "Lightning clips no gradients under manual optimization; +loss.optimizer.clip_norm does",
     ),
     "accumulate_grad_batches": "Lightning accumulates none under manual optimization; raise batch_size",
     **dict.fromkeys(("max_epochs", "min_epochs", "min_steps", "limit_train_batches"), "the budget is steps, or images"),

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,10 @@ class AdversarialModule(Pair):
         )
         self.automatic_optimization = False
         self.loss = loss
+        #: Parts of the loss that hold state: in checkpoints, and on the device.
+        self.loss_parts = nn.ModuleDict(
+            {name: part for name, part in loss.parts.items() if isinstance(part, nn.Module)}
+        )
         self.critic_steps = critic_steps(loss.n_critic, loss.warmup)
         self.critic_step_count = 0
         #: Whether batches are to have labels.
@@ -66,14 +70,12 @@ class AdversarialModule(Pair):
         self.compiled: dict[tuple[str, tuple[str, ...]], Callable[..., tuple[Gradients, Record]]] = {}
         self.window = Window()
 
-    def configure_optimizers(self) -> Any:
-        optimizers = {
-            name: self.loss.optimizer[name](getattr(self, name).parameters()) for name in ("generator", "critic")
-        }
-        return self.with_schedules(optimizers)
+    def make_optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers of generator and critic, by name and in this order."""
+        return {name: self.loss.optimizer[name](getattr(self, name).parameters()) for name in ("generator", "critic")}
 
-    def with_schedules(self, optimizers: Mapping[str, Optimizer]) -> Any:
-        """Optimizers as Lightning wants them, with the schedules of their learning rates where there are any."""
+    def configure_optimizers(self) -> Any:
+        optimizers = self.make_optimizers()
         in_order = list(optimizers.values())
         if not self.loss.schedule:
             return in_order

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from wganlab import parallel
 from wganlab.adversarial import AdversarialModule
@@ -46,7 +47,7 @@ class SharedPass(AdversarialModule):
             self.judged(images, real.labels) for images in (real.images, fake)
         )
         active = self.loss.active(self.critic_step_count)
-        critic_loss, record = self.critic_loss(active, real, fake, real_scores, fake_scores, of_real + of_fake)
+        critic_loss, record = self.critic_loss(active, real, fake.detach(), real_scores, fake_scores, of_real + of_fake)
         generator_loss = self.generator_loss(real, fake, fake_scores, real_scores.detach()) + of_fake
         gradient, loss = self.gradient("generator", generator_loss, retain_graph=True), (generator_loss.detach(),)
         self.window.generator += self.update("generator", generator_optimizer, gradient, loss)
@@ -76,11 +77,9 @@ class FixedGenerator(ReusedLatents):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts | {"generator": nn.Identity(), "averaging": None})
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizers(self) -> dict[str, Optimizer]:
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(0))])  # counts the steps
-        return self.with_schedules(
-            {"generator": idle, "critic": self.loss.optimizer["critic"](self.critic.parameters())}
-        )
+        return {"generator": idle, "critic": self.loss.optimizer["critic"](self.critic.parameters())}
 
     def latents(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "generator": generator}

@@ -2,8 +2,10 @@
 
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +71,8 @@ def naming(config: DictConfig, key: str) -> Iterator[None]:
 
 def build_module(config: DictConfig, source: Source) -> AdversarialModule:
     """Networks, loss and optimizers; weights depend on the seed alone, network by network."""
+    if config.get("averaging") and not trains_generator(config):
+        raise ConfigError("averaging", ": this training trains no generator that could be averaged; allowed is none")
     loss = build_loss(config)
     torch.manual_seed(2 * config.seed)
     generator = build_generator(config, source.shape)
@@ -86,11 +90,26 @@ def build_module(config: DictConfig, source: Source) -> AdversarialModule:
         augmentation=construct(config, "augmentation") if config.get("augmentation") else None,
     )
     module.shape, module.columns = tuple(source.shape), columns_of(source)
-    try:
-        module.configure_optimizers()
-    except (ValueError, RuntimeError) as error:  # torch's words for values that it refuses
-        raise ConfigError("loss.optimizer", f": {error}") from error
+    with refused_by_torch(config, "loss.optimizer"):
+        optimizers = module.make_optimizers()
+    for name, make in (loss.schedule or {}).items():
+        with refused_by_torch(config, f"loss.schedule.{name}"):
+            make(optimizers[name])
     return module
+
+
+@contextmanager
+def refused_by_torch(config: DictConfig, key: str) -> Iterator[None]:
+    """Raises ConfigError, in torch's words, for values that an optimizer or a schedule of torch's refuses."""
+    try:
+        with naming(config, key):
+            yield
+    except (ValueError, RuntimeError, TypeError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        is_torchs = str(OmegaConf.select(config, f"{key}._target_")).startswith("torch.")  # and may lack a parameter
+        if not (is_torchs or raised_in.is_relative_to(Path(torch.__file__).parent)):
+            raise  # a bug of a user's own
+        raise ConfigError(key, f": {error}") from error
 
 
 def build_loss(config: DictConfig) -> Loss:
@@ -238,9 +257,28 @@ def read_once(source: Source, described: str) -> Data:
     """All data of a source; jobs of a sweep that ask for the same in one process share them."""
     if described not in LAST_READ:
         LAST_READ.clear()  # before the next are read: never two at a time
-        samples, held_out = source.load(), getattr(source, "held_out", None)
-        LAST_READ[described] = Data(samples, labels_of(source), *(held_out() or () if held_out else ()))
+        held_out = getattr(source, "held_out", None)
+        data = checked(source, source.load(), labels_of(source))
+        apart = held_out() if held_out else None
+        LAST_READ[described] = Data(*data, *(checked(source, *apart, of="held_out") if apart else ()))
     return LAST_READ[described]
+
+
+def checked(source: Source, samples: Any, labels: Any, *, of: str = "load") -> tuple[Tensor, Tensor | None]:
+    """Samples and labels of a source, if they are as :class:`wganlab.data.Source` says. Raises ConfigError if not."""
+    shape = "x".join(map(str, source.shape))
+    allowed = f"must be a tensor (n, {shape}), uint8 or floating-point"
+    if not isinstance(samples, Tensor):
+        raise ConfigError("dataset", f": what its {of}() returns is a {type(samples).__name__}; {allowed}")
+    if samples.shape[1:] != tuple(source.shape) or not (samples.dtype == torch.uint8 or samples.is_floating_point()):
+        found = f"{samples.dtype} of ({', '.join(map(str, samples.shape))})"
+        raise ConfigError("dataset", f": what its {of}() returns is {found}; {allowed}")
+    if labels is None:
+        return samples, None
+    numbers = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if not numbers or labels.shape != samples.shape[:1]:
+        raise ConfigError("dataset", f": its labels must be a tensor of {len(samples)} whole numbers")
+    return samples, labels.long()
 
 
 def hold_out(n: int, held_out: int) -> tuple[Tensor, Tensor]:

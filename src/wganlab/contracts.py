@@ -97,6 +97,12 @@ class Loss:
     classification: Classification | None = None
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """The parts that compute losses and penalties, by names without a dot."""
+        own = {name: getattr(self, name) for name in ("objective", "feature_matching", "classification")}
+        return own | {f"regularizer_{name}": part for name, part in self.regularizer.items()}
+
+    @property
     def pairs(self) -> bool:
         """Whether the generator's loss compares its images with real ones, which then have the same labels."""
         return getattr(self.objective, "relativistic", False) or self.feature_matching is not None

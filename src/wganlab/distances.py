@@ -31,6 +31,13 @@ def _probabilities(*distributions: Tensor) -> list[Tensor]:
     return vectors
 
 
+def _locations(points: Tensor, n: int) -> Tensor:
+    """Points (n, *shape) as fp64 vectors. Raises ValueError when they are not n."""
+    if len(points) != n:
+        raise ValueError(f"{len(points)} points cannot have {n} probabilities")
+    return exact(points.reshape(n, -1))
+
+
 def entropy(p: Tensor) -> float:
     """H(P) = - sum p log p, in nats; 0 log 0 = 0."""
     (p,) = _probabilities(p)
@@ -66,21 +73,25 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 
 def earth_mover(p: Tensor, q: Tensor, points: Tensor) -> float:
-    """W1(P, Q) of distributions over ``points`` (n, *shape), Euclidean ground distance; the optimum, by POT."""
+    """W1(P, Q) of distributions over ``points`` (n, *shape), Euclidean ground distance; the optimum, by POT.
+
+    Raises ValueError for another number of points than of outcomes.
+    """
     p, q = _probabilities(p, q)
-    locations = exact(points.reshape(len(p), -1))
+    locations = _locations(points, len(p))
     return _transport(p, q, torch.cdist(locations, locations))
 
 
 def transport_plan(p: Tensor, q: Tensor, points: Tensor) -> Tensor:
     """The plan (n, n) whose cost is :func:`earth_mover`: how much of each outcome of P goes to each of Q.
 
-    Its row sums are P, its column sums Q; the optimum, by POT. Raises ValueError for points that are not finite.
+    Its row sums are P, its column sums Q; the optimum, by POT. Raises ValueError for points that are not
+    finite, and for another number of them than of outcomes.
     """
     import ot
 
     p, q = _probabilities(p, q)
-    locations = exact(points.reshape(len(p), -1)).cpu()
+    locations = _locations(points, len(p)).cpu()
     if not torch.isfinite(locations).all():
         raise ValueError("points that are not finite have no plan")
     cost = torch.cdist(locations, locations).numpy()

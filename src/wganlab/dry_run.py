@@ -98,6 +98,8 @@ def check_labels(module: AdversarialModule, config: DictConfig, source: Source, 
                 labels = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True)).labels
     if labels is None:
         raise ConfigError("model", ": its networks take labels, and the data set has none; choose another of the two")
+    if (smallest := int(labels.min())) < 0:
+        raise ConfigError("model", f": its networks take labels from 0 on, and the data set has {smallest}")
     built_for = config.model.get("n_classes")
     if built_for is not None and (largest := int(labels.max())) >= built_for:
         allowed = f"the classes of this data set go up to {largest}; must be at least {largest + 1}"

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from wganlab.schema import ConfigError
 
-#: Tells the random numbers of labels from those of latents, and of the order of images, with the same seed.
-LABELS = 1 << 48
+#: Tells the random numbers of labels from those of latents, and of the order of images, with the same seed. Of a seed,
+#: torch's generator takes the lowest 32 bits.
+LABELS = 0x5EED1ABE
 
 
 def random_labels(seed: int) -> torch.Generator:

@@ -23,7 +23,7 @@ from wganlab.loggers import own_session
 from wganlab.overrides import parse
 from wganlab.runs import Run
 from wganlab.sample import draw_parts, labels_for, load_networks
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, locate
 
 if TYPE_CHECKING:
     import pandas
@@ -130,7 +130,8 @@ def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None)
     given = shlex.split(overrides) if isinstance(overrides, str) else list(overrides)
     if not any(text.startswith("run=") for text in given):
         refuse_sweeps(given)
-    LAST_READ.clear()  # files may have changed since the last run of this process
+    LAST_READ.clear()  # files may have changed since the last run of this process, and so may classes
+    locate.cache_clear()
     with own_session(), same_random_numbers():
         try:
             return LoadedRun(Run(launch.run(given, config_dir=config_dir)), "last")

@@ -1,6 +1,7 @@
 """A generator and a critic, and what is drawn from the one and judged by the other, in training or not."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ def sample_latents(
     if distribution == "normal":
         return torch.randn(n, latent_dim, device=device, dtype=dtype, generator=generator)
     return torch.rand(n, latent_dim, device=device, dtype=dtype, generator=generator) * 2 - 1
+
+
+#: Tells the random numbers inside a network from those of its latents, with the same seed.
+NOISE = 0x0A15E5EE
+
+
+@contextmanager
+def noise_of(seed: int, device: torch.device) -> Iterator[None]:
+    """Global random numbers from a seed for a while, for networks that draw noise; then those of before go on."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed ^ NOISE)
+        yield
 
 
 class Pair(LightningModule):
@@ -99,7 +112,8 @@ class Pair(LightningModule):
         labels = self.shown_labels(n, seed=seed) if labels is None else labels.to(self.device)
         network = self.shown_network
         for part in (slice(start, start + 512) for start in range(0, n, 512)):
-            with torch.no_grad(), evaluation_mode(network):  # both are put back before others are at work
+            # all are put back before others are at work
+            with torch.no_grad(), evaluation_mode(network), noise_of(seed + part.start, self.device):
                 fake = self.fake(latents[part], None if labels is None else labels[part], network)
             yield fake
 

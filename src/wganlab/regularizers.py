@@ -31,6 +31,7 @@ NORM_LAYERS = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.GroupNorm,
 )
 

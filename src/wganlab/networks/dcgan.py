@@ -30,7 +30,8 @@ EPS, MOMENTUM = 1e-3, 0.01
 class Generator(nn.Module):
     """Dense to n_filters maps, a 5x5 layer, n_blocks stride-2 layers that double the size, a 5x5 layer, tanh.
 
-    The width halves in each block. No layer has a bias: the normalisation that follows would cancel it.
+    The width halves in each block. No layer has a bias: the normalisation that follows would cancel it, and where
+    there is none, WGAN's own program has no bias either (arXiv 1701.07875, figure 6).
     ``padding="tensorflow"`` is the source's (see :func:`wganlab.networks.layers.halving`).
     """
 

@@ -120,8 +120,8 @@ def check_halvings(n_filters: int, times: int) -> None:
         )
 
 
-def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
-    """Height and width before the first of ``n_blocks`` doublings.
+def initial_size(shape: tuple[int, ...], n_blocks: int, *, fixed: bool = False) -> tuple[int, int]:
+    """Height and width before the first of ``n_blocks`` doublings, which in some networks are ``fixed``.
 
     Raises ValueError when doubling cannot end at ``shape``.
     """
@@ -129,6 +129,8 @@ def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
     if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
         size = "x".join(map(str, shape))
         allowed = f"allowed are (channels, height, width) with height and width multiples of {factor}"
+        if fixed:
+            raise InvalidValueError("shape", size, f"is none for this network; {allowed}")
         raise InvalidValueError("n_blocks", n_blocks, f"cannot make images of {size}; {allowed}")
     return shape[1] // factor, shape[2] // factor
 
@@ -136,14 +138,14 @@ def initial_size(shape: tuple[int, ...], n_blocks: int) -> tuple[int, int]:
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
     """Networks in evaluation mode for a while: running statistics are used and not moved, dropout is off."""
-    before = [network.training for network in networks]
+    before = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
     try:
         yield
     finally:
-        for network, training in zip(networks, before, strict=True):
-            network.train(training)
+        for module, training in before:  # one by one: layers that were frozen stay so
+            module.training = training
 
 
 def takes_labels(network: nn.Module | Callable) -> bool:

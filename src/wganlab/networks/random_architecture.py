@@ -59,7 +59,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = Architecture.draw(number, "generator")
-        height, breadth = initial_size(shape, SCALES)
+        height, breadth = initial_size(shape, SCALES, fixed=True)
         filters = [max(1, round(width * self.architecture.filters * 2**i)) for i in (2, 1, 0)]
         norm: Norm = "batch" if self.architecture.norm else "none"
 
@@ -91,7 +91,7 @@ class Critic(FeatureCritic):
         self, *, shape: tuple[int, ...], number: NonNegativeInt, width: PositiveFloat = 1.0, norm: Norm = "batch"
     ) -> None:
         architecture = Architecture.draw(number, "critic")
-        height, breadth = initial_size(shape, SCALES)
+        height, breadth = initial_size(shape, SCALES, fixed=True)
         filters = [max(1, round(width * architecture.filters * 2**i)) for i in range(SCALES)]
         layers: list[nn.Module] = []
         before = shape[0]

@@ -104,7 +104,7 @@ class Critic(FeatureCritic):
         output: Output = "linear",
         minibatch_kernels: NonNegativeInt = 0,
     ) -> None:
-        size = initial_size(shape, 2)
+        size = initial_size(shape, 2, fixed=True)
         features = nn.Sequential(
             Block(shape[0], n_filters, norm=norm, resample="down", first=True),
             Block(n_filters, n_filters, norm=norm, resample="down"),
