@@ -135,6 +135,9 @@ def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
         (["train", "--config-dir", "nowhere", "loss=gan"], "--config-dir nowhere: no such folder"),
         (["sample", "run=."], "run=.: is no run folder"),
         (["sample", "n=4"], "run: is missing"),
+        (["sample", "run=.", "nn=4"], "nn: unknown key; did you mean n?"),
+        (["evaluate", "run=.", "ckpt=best"], "ckpt: unknown key; allowed are checkpoint, dataset, extractor"),
+        (["evaluate", "run=.", "dataset=mnist"], "dataset: unknown key; give keys in it, dataset.KEY=VALUE"),
         (["report", "nowhere"], "nowhere: does not exist"),
         (["report", "."], ".: holds no run"),
         (["report"], "the following arguments are required: PATH"),
@@ -148,6 +151,21 @@ def test_bad_input_ends_with_one_line_and_code_2(arguments: list[str], expected:
     assert expected in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [], "refused input must leave nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("wganlab train loss=wgan_g", {"loss=wgan_gp"}),
+        ("wganlab train averaging.", set()),
+        ("wganlab train -m seed=0 loss/opt", {"loss/optimizer="}),
+    ],
+)
+def test_a_shell_completes_command_lines(line: str, expected: set[str], tmp_path: Path) -> None:
+    """Hydra's script for bash asks ``wganlab -sc query=bash``, with the line so far in the environment."""
+    done = wganlab("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == expected
 
 
 def test_folders_are_not_overwritten(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ def test_a_run_folder_may_be_named_after_its_job(tmp_path: Path) -> None:
         (["a b=3"], "a b=3: no key has ' ' in it"),
         (["é=3"], "é=3: no key has 'é' in it"),
         (["=3"], "=3: has no key before its ="),
+        (["hydra.run.dir="], "hydra.run.dir=: is empty; give a folder"),
+        (["+search=wgan_gp", "dataset=digits"], "search: makes many runs, which takes -m"),
+        (
+            ["-m", "+search=wgan_gp", "steps=6"],
+            "images=640000: is a budget, and so is steps; give images=, or no steps",
+        ),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true: paths in a config are those of where you are; must be false"),
         (["-m", "seed=0,1", "hydra.job.chdir=true"], "hydra.job.chdir=true: paths"),
     ],
@@ -190,6 +196,58 @@ def test_data_that_have_moved_are_known_by_their_content(moved: Path) -> None:
     assert root_of(moved / "run") == str(moved / "there"), "from wherever it goes on next"
     done = in_process(*scores, "dataset.root=other", cwd=moved)
     assert done.returncode == 0, "data that are where they were are compared with others"
+
+
+def test_a_refused_continuation_leaves_a_completed_run_as_it_was(moved: Path) -> None:
+    """Its data have changed where they are, its checkpoint is damaged, or gone."""
+    run = moved / "run"
+    last = run / "checkpoints" / "last.ckpt"
+    image = min((moved / "here" / "faces").rglob("*.png"))
+    for spoil, path in (
+        (lambda: image.write_bytes(max(image.parent.glob("*.png")).read_bytes()), image),
+        (lambda: last.write_bytes(b"no checkpoint"), last),
+        (last.unlink, last),
+    ):
+        content, before = path.read_bytes(), Run(run).status | Run(run).config
+        spoil()
+        done = in_process("train", "run=run", "steps=5", cwd=moved)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        path.write_bytes(content)
+        assert Run(run).status | Run(run).config == before
+        assert len(Run(run).rows) == 1
+    assert in_process("train", "run=run", "steps=2", cwd=moved).returncode == 0
+
+
+def test_a_folder_that_holds_files_of_something_else_is_not_taken(tmp_path: Path) -> None:
+    for name in ("checkpoints/last.ckpt", "metrics.csv", "samples/step_00000000.png"):
+        path = tmp_path / name.replace("/", "_") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        for folder in (f"hydra.run.dir={path.relative_to(tmp_path).parts[0]}", "hydra.run.dir=."):
+            there = path.parents[name.count("/")] if folder.endswith(".") else tmp_path
+            done = in_process("train", *QUICK, folder, cwd=there)
+            assert done.returncode == 2
+            assert f"holds {name.partition('/')[0]} and no run (status.json); give a new folder" in done.stderr
+        assert path.read_text() == "mine"
+        assert [*path.parents[name.count("/")].iterdir()] == [path.parents[name.count("/")] / name.partition("/")[0]]
+
+
+def test_what_is_written_to_a_link_goes_where_it_leads(moved: Path) -> None:
+    (moved / "disk").mkdir()
+    (moved / "link").symlink_to("disk")
+    for output in ("link", "link/deeper"):
+        done = in_process("sample", "run=run", "n=4", f"output={output}", cwd=moved)
+        assert done.returncode == 0, done.stderr
+        assert (moved / "link").is_symlink()
+        assert (moved / output.replace("link", "disk") / "samples.png").is_file()
+
+
+def test_a_report_takes_a_home_for_one(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(moved))
+    assert in_process("report", "~/run", "--output=~/page", "--export=~/pieces", cwd=moved / "here").returncode == 0
+    assert (moved / "page" / "index.html").is_file()
+    assert (moved / "pieces" / "table.md").is_file()
+    assert not [*(moved / "here").glob("~*")]
 
 
 def test_what_needs_no_data_does_not_ask_for_them(moved: Path) -> None:

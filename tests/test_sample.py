@@ -55,7 +55,7 @@ def test_sample_is_reproducible_and_depends_on_the_seed(run_of: Callable[[str], 
     ("override", "expected"),
     [
         ("n=0", "n=0: must be an integer > 0"),
-        ("checkpoint=first", "checkpoint=first: must be one of last, best"),
+        ("checkpoint=first", "has no such checkpoint; allowed are best, last"),
         ("seed=-1", "seed=-1: must be an integer >= 0"),
         ("m=3", "m: unknown key"),
     ],

@@ -99,6 +99,13 @@ def test_a_sweep_over_fewer_keys_does_not_repeat_the_runs_of_its_folder(tmp_path
     more = in_process(*sweep, "loss=gan,wgan_gp", "seed=0,1,2", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert len([*(tmp_path / "out").glob("loss=*")]) == 6
+    few = in_process(*sweep, "loss=gan,wgan_gp", "seed=0,1", cwd=tmp_path)
+    assert few.returncode == 0, few.stderr
+    again = in_process(*sweep, "loss=wgan_gp", "seed=2,3", cwd=tmp_path)
+    assert again.returncode == 2, "which jobs there have been is not forgotten"
+    (tmp_path / "out" / "sweep.json").write_text("{")
+    damaged = in_process(*sweep, "loss=gan,wgan_gp", "seed=0,1", cwd=tmp_path)
+    assert damaged.stderr == "wganlab: hydra.sweep.dir=out: its sweep.json is damaged; delete that file\n"
 
 
 def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:

@@ -142,10 +142,18 @@ def build_critic(config: DictConfig, shape: tuple[int, ...], loss: Loss) -> nn.M
 
 def trained_config(run: Run, purpose: str) -> DictConfig:
     """The config that a run was trained with. Raises ConfigError where there is none, or no generator was trained."""
-    if "model" not in run.config:
-        raise ConfigError("run", f"={run.folder}: its .hydra/config.yaml is damaged")
+    config = config_of(run)
     if not trains_generator(run.config):
         raise ConfigError("run", f"={run.folder}: its generator was fixed, not trained; nothing to {purpose}")
+    return config
+
+
+def config_of(run: Run) -> DictConfig:
+    """The config of a run. Raises ConfigError where it lacks what a run is made of."""
+    if missing := [name for name in ("dataset", "model", "loss", "training") if not run.config.get(name)]:
+        raise ConfigError(
+            "run", f"={run.folder}: its .hydra/config.yaml is damaged, or of no run: it has no {missing[0]}"
+        )
     return OmegaConf.create(run.config)
 
 

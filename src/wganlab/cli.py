@@ -206,16 +206,19 @@ def report(arguments: Sequence[str]) -> None:
     from wganlab.report.publish import export, publish_page
     from wganlab.runs import find_runs
 
-    output = options.output or (options.paths[0] if len(options.paths) == 1 else "report")
+    paths = [os.path.expanduser(path) for path in options.paths]
+    output = Path(options.output or (paths[0] if len(paths) == 1 else "report")).expanduser()
+    if (output / "verdicts.json").exists():  # of a study, whose own page has its question and its verdicts
+        output = output / "export"
     if options.watch:
-        follow(options.paths, Path(output))
-    runs = find_runs(options.paths)
-    write_report(runs, Path(output))
-    pieces = Path(options.export or Path(output, "export"))
+        follow(paths, output)
+    runs = find_runs(paths)
+    write_report(runs, output)
+    pieces = Path(options.export).expanduser() if options.export else output / "export"
     if options.export or options.publish:
         export(runs, pieces)
     for page in options.publish:
-        publish_page(Path(page), pieces)
+        publish_page(Path(page).expanduser(), pieces)
     print(f"compared {len(runs)} run{'s' * (len(runs) != 1)}: {from_here(output)}/index.html")
 
 
@@ -278,6 +281,9 @@ def main() -> None:
     if arguments[0] == "--version":
         print(f"wganlab {__version__}")
         return
+    if arguments[0] in ("-sc", "--shell-completion"):  # as the script calls that Hydra writes for a shell
+        arguments = ["train", *arguments]
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train ", " ", 1)
     command = COMMANDS.get(arguments[0])
     if command is None:
         sys.exit(print_error(f"unknown command {arguments[0]}: allowed are {', '.join(COMMANDS)}"))

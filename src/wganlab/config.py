@@ -169,19 +169,43 @@ class Composer:
 
     def _suggestion(self, key: str, config: DictConfig) -> str:
         """What somebody who typed an unknown key may have meant."""
+        if key.startswith("hydra."):
+            return "wganlab train --cfg hydra lists Hydra's own"
+        if self.name == "train" and (options := self.loader.get_group_options(key)):
+            return f"+{key}= chooses one of {', '.join(options)}"
+        if "/" in key:
+            return self._group_suggestion(key)
         parent, _, last = key.rpartition(".")
         known = {path for path, _ in leaves(OmegaConf.to_container(config, resolve=False))}
         known |= {path.rpartition(".")[0] for path in known} - {""}
+        if key in known:
+            return f"give keys in it, {key}.KEY=VALUE"
         if same := sorted(path for path in known if path.rpartition(".")[2] == last):
-            return f"did you mean {' or '.join(same)}?"
+            groups = {path: path.replace(".", "/") for path in same}
+            meant = [group if self.loader.get_group_options(group) else path for path, group in groups.items()]
+            return f"did you mean {' or '.join(meant)}?"
         node = OmegaConf.select(config, parent) if parent else config
         if not isinstance(node, DictConfig):
-            close = difflib.get_close_matches(key, known, n=1)
-            return f"did you mean {close[0]}?" if close else f"allowed are {', '.join(map(str, config))}"
+            if close := difflib.get_close_matches(key, known, n=1):
+                return f"did you mean {close[0]}?"
+            while parent and not isinstance(node, DictConfig):
+                parent = parent.rpartition(".")[0]
+                node = OmegaConf.select(config, parent) if parent else config
+            holds = ", ".join(map(str, node)) or "nothing"
+            return f"{parent} holds {holds}" if parent else f"allowed are {holds}"
         allowed = sorted(self.parameters_at(config, parent)) or list(map(str, node))
         if close := difflib.get_close_matches(last, allowed, n=1):
             return f"did you mean {'.'.join(filter(None, (parent, close[0])))}?"
-        return f"allowed are {', '.join(allowed)}"
+        return f"allowed are {', '.join(allowed)}" if allowed else f"{parent} holds nothing"
+
+    def _group_suggestion(self, group: str) -> str:
+        """What somebody who typed an unknown config group may have meant."""
+        parent, _, last = group.rpartition("/")
+        known = self.loader.list_groups(parent)
+        close = difflib.get_close_matches(last, known, n=1)
+        if close:
+            return f"did you mean {parent}/{close[0]}?"
+        return f"config groups of {parent} are {', '.join(known)}" if known else f"{parent} has no config groups"
 
 
 @contextmanager

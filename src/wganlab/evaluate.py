@@ -1,5 +1,6 @@
 """``wganlab evaluate``: all scores of a checkpoint, by one protocol."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,8 @@ def evaluate(
     conf/evaluate.yaml has the same keys.
     """
     opened = Run.open(run)
+    if not os.access(opened.folder, os.W_OK):
+        raise ConfigError("run", f"={run}: its scores go into it, and it cannot be written to; give a copy")
     with at_hand(trained_config(opened, "score"), opened) as config:
         trained, others = moved(config, dataset)
         protocol = Protocol(n=n, images=images, extractor=extractor)

@@ -36,7 +36,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     from tempfile import TemporaryDirectory  # no part of the start of every command
 
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    folder = folder.resolve()  # a link stays, and what it leads to is replaced
+    there = next(parent for parent in folder.parents if parent.exists())
     with TemporaryDirectory(prefix=".wganlab-", dir=there) as part:
         new = Path(part, "new")
         yield new

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,10 +28,20 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
 
 
+#: What a run leaves behind, but for its status, which is written first.
+TRACES = ("checkpoints", "metrics.csv", "samples", "summary.json")
+
+
+def refuse_foreign(folder: Path, key: str) -> None:
+    """Raises ConfigError for a folder that holds what a run would write over, or take for its own, and is no run."""
+    if found := [name for name in TRACES if (folder / name).exists()]:
+        raise ConfigError(key, f"={folder}: holds {found[0]} and no run (status.json); give a new folder")
+
+
 def check_folder(folder: Path, config: DictConfig, *, in_sweep: bool) -> None:
     """Refuse a folder that is taken, before anything is written.
 
-    Raises ConfigError when it holds a file, a finished run or, in a sweep, a run that is not the same job; BusyError
+    Raises ConfigError when it holds a file, a finished run, what is no run or, in a sweep, another job's; BusyError
     when another process makes a run in it.
     """
     key = "hydra.sweep.dir" if in_sweep else "hydra.run.dir"
@@ -44,6 +55,8 @@ def check_folder(folder: Path, config: DictConfig, *, in_sweep: bool) -> None:
         if raised and busy:
             message = f"cannot be raised now: {folder} is being worked on by another process"
             raise ConfigError(raised, f"={config[raised]}: {message}")
+    else:
+        refuse_foreign(folder, key)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(key, f"={folder}: {existing} is no folder that can be written to; give another")
@@ -51,8 +64,8 @@ def check_folder(folder: Path, config: DictConfig, *, in_sweep: bool) -> None:
 
 def already_holds_a_run(folder: Path) -> ConfigError:
     """Why a new run cannot begin in a folder."""
-    message = "already holds a run; continue it with run={0}, or give a new folder"
-    return ConfigError("hydra.run.dir", f"={folder}: {message.format(folder)}")
+    message = "already holds a run; continue it with {0}, or give a new folder"
+    return ConfigError("hydra.run.dir", f"={folder}: {message.format(shlex.quote(f'run={folder}'))}")
 
 
 def check_same_run(folder: Path, config: DictConfig, key: str) -> str | None:
@@ -101,8 +114,7 @@ def check_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
     Raises BusyError when another process makes a sweep in it, and these are not some of its jobs; ConfigError where a
     job has been made there under another name, as in a sweep over more keys: it would be made, and counted, twice.
     """
-    record = folder / "sweep.json"
-    before = json.loads(record.read_text()) if record.is_file() else {}
+    before = recorded(folder)
     now = digests(jobs)
     if folder.is_dir() and is_locked(folder) and not now.items() <= before.items():
         raise BusyError(folder)
@@ -123,10 +135,19 @@ def claimed_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> Iterator[None
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
-            write_json(folder / "sweep.json", digests(jobs))
+            write_json(folder / "sweep.json", recorded(folder) | digests(jobs))
         except BusyError:
             check_sweep(folder, jobs)
         yield
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """What sweep.json says of the jobs so far. Raises ConfigError where it is damaged."""
+    record = folder / "sweep.json"
+    try:
+        return dict(json.loads(record.read_text())) if record.is_file() else {}
+    except ValueError as error:
+        raise ConfigError("hydra.sweep.dir", f"={folder}: its sweep.json is damaged; delete that file") from error
 
 
 def digests(jobs: Mapping[str, DictConfig]) -> dict[str, str]:

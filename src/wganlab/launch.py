@@ -83,6 +83,8 @@ def plan_run(hydra: Composer, overrides: Sequence[str]) -> tuple[DictConfig, Pat
     parse(overrides)
     config = hydra.compose([*overrides, "hydra.mode=RUN"])
     check_budget(config, overrides)
+    if search.is_search(config.hydra):
+        raise ConfigError("search", ": makes many runs, which takes -m: wganlab train -m ...")
     folder = fix_folder(config, "hydra.run.dir")
     validate(config)
     if not is_further_rank():  # rank zero may have begun
@@ -126,7 +128,10 @@ def resume(overrides: Sequence[str]) -> Path:
 
 def stored_hydra(folder: Path) -> Any:
     """Hydra's own settings as they were when a run began; the folder may have been moved since."""
-    stored = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+    path = folder / ".hydra" / "hydra.yaml"
+    if not path.is_file():
+        raise ConfigError("run", f"={folder}: its .hydra/hydra.yaml is missing, with which it was begun")
+    stored = OmegaConf.load(path)
     stored.hydra.runtime.output_dir = str(folder.absolute())
     stored.hydra.mode = RunMode[stored.hydra.mode]
     return stored
@@ -139,7 +144,10 @@ def fix_folder(config: DictConfig, key: str) -> Path:
     """
     HydraConfig.instance().set_config(config)
     try:
-        folder = Path(OmegaConf.select(config, key)).expanduser()
+        named = OmegaConf.select(config, key)
+        if not named:
+            raise ConfigError(key, "=: is empty; give a folder")
+        folder = Path(named).expanduser()
     except OmegaConfBaseException as error:
         raise ConfigError(key, ": " + " ".join(str(error).split())) from error
     if config.hydra.job.chdir:
@@ -153,8 +161,10 @@ def check_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     """A budget is given in steps or in images. Raises ConfigError for both."""
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     if "steps" in given and OmegaConf.to_container(config, resolve=False).get("images") is not None:  # type: ignore[union-attr]
-        rule = "is a budget, and so is steps; give images=null beside steps, or no steps"
-        raise ConfigError("images", f"={config.images}: {rule}")
+        one = (
+            "images=" if search.is_search(config.hydra) else "images=null beside steps"
+        )  # Optuna's plugin passes on no null
+        raise ConfigError("images", f"={config.images}: is a budget, and so is steps; give {one}, or no steps")
 
 
 def job(config: DictConfig) -> float | None:

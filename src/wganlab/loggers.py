@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import secrets
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -179,9 +180,10 @@ class WandbLogger(loggers.WandbLogger):
             self._experiment, self.mode = run, mode
             if mode == "offline":
                 folder = Path(run.dir).parent  # the run's own folder; .dir is its files/
-                parts, what = [*folder.parent.glob(f"offline-run-*-{run.id}")], from_here(folder)
+                parts, what = [*folder.parent.glob(f"offline-run-*-{run.id}")], shlex.quote(from_here(folder))
                 if len(parts) > 1:  # one for each time that the run was begun or continued
-                    what = f"{from_here(folder.parent)}/offline-run-*-{run.id} (all {len(parts)} parts at once)"
+                    beside = shlex.quote(from_here(folder.parent))
+                    what = f"{beside}/offline-run-*-{run.id} (all {len(parts)} parts at once)"
                 print(f"W&B is offline ({reason}); upload later with: wandb sync {what}", flush=True)
             elif mode == "online":
                 print(f"W&B: {run.url}", flush=True)

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from wganlab import launch
 from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
-from wganlab.build import LAST_READ, trained_config, trains_generator
+from wganlab.build import LAST_READ, config_of, trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.labels import Classes
 from wganlab.loggers import own_session
-from wganlab.overrides import parse
 from wganlab.runs import Run
 from wganlab.sample import draw_parts, labels_for, load_networks
 from wganlab.schema import ConfigError, locate
@@ -98,9 +97,7 @@ class LoadedRun:
 
     @cached_property
     def _config(self) -> DictConfig:
-        if "model" not in self.run.config:
-            raise ConfigError("run", f"={self.folder}: its .hydra/config.yaml is damaged")
-        return OmegaConf.create(self.run.config)
+        return config_of(self.run)
 
 
 def load_run(path: str | Path, checkpoint: str = "last", *, weights: Weights = "averaged") -> LoadedRun:
@@ -141,10 +138,7 @@ def train(overrides: Sequence[str] | str = (), *, config_dir: str | None = None)
 
 def refuse_sweeps(overrides: Sequence[str]) -> None:
     """Raises ConfigError for flags, and for overrides that make several runs."""
-    wrong = [text for text in overrides if text.startswith("-")]
-    if not wrong:
-        several = [one for one in parse(overrides) if one.is_sweep_override() or one.key_or_group == "hydra.mode"]
-        wrong = [str(one.input_line) for one in several]
+    wrong = [text for text in overrides if text.startswith("-") or text.lstrip("+").startswith("hydra.mode=")]
     if wrong:
         raise ConfigError(" ".join(wrong), ": wganlab.train makes one run of key=value; sweeps: wganlab train -m ...")
 

@@ -17,10 +17,11 @@ from wganlab import environment, loggers, parallel, torchrun
 from wganlab.build import generator_steps
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import from_here, write_json
-from wganlab.folders import already_holds_a_run, check_same_run, claimed, plain, write_config
+from wganlab.folders import already_holds_a_run, check_same_run, claimed, refuse_foreign, write_config
 from wganlab.metrics import objective_of
 from wganlab.places import prove
 from wganlab.runs import Run, Status
+from wganlab.schema import ConfigError
 from wganlab.training import fit
 
 #: What a diverged run is worth to a search: large, and finite, since some samplers fail on NaN.
@@ -52,10 +53,13 @@ def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) 
         if not may_continue:  # somebody else's, begun since the check
             raise already_holds_a_run(folder)
         check_same_run(folder, config, "hydra.sweep.dir")
+    elif not may_continue:
+        refuse_foreign(folder, "hydra.run.dir")
     summary = summary_of_completed(folder, status, generator_steps(config))
     if summary is None:
         refuse_to_repeat(status)
-        if status and Run(folder).config.get("dataset") != plain(config)["dataset"]:
+        if status:  # what is refused leaves the run as it was
+            check_continuable(folder, status)
             prove(config, folder)
         write_config(folder, config)
         summary = run(config, folder, status)
@@ -70,6 +74,12 @@ def summary_of_completed(folder: Path, status: Mapping[str, Any], steps: int) ->
     """The summary of a run that has made its steps, or was stopped by a callback with so many ahead, else None."""
     summary = Run(folder).summary if status.get("state") == Status.COMPLETED else {}
     return summary if summary.get("budget", summary.get("steps", 0)) >= steps else None
+
+
+def check_continuable(folder: Path, status: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a completed run without its last checkpoint: it would begin again, and lose its rows."""
+    if status.get("state") == Status.COMPLETED and not (folder / "checkpoints" / "last.ckpt").exists():
+        raise ConfigError("run", f"={folder}: has no checkpoints/last.ckpt to go on from; begin a run in a new folder")
 
 
 def refuse_to_repeat(status: Mapping[str, Any]) -> None:

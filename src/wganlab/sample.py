@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def sample(
     *,
     run: str,
     n: Annotated[int, Field(gt=0, le=100_000)],
-    checkpoint: Literal["last", "best"],
+    checkpoint: str,
     weights: Weights,
     seed: Seed,
     labels: Annotated[Sequence[int], Field(min_length=1)] | None = None,

@@ -24,6 +24,7 @@ from wganlab.config import Composer, composer, raise_failure, without_hydra
 from wganlab.environment import is_further_rank, place
 from wganlab.folders import check_folder, check_sweep, claimed_sweep
 from wganlab.launch import check_budget, fix_folder, job, raising_for_all_ranks
+from wganlab.locks import BusyError
 from wganlab.overrides import as_typed, name_jobs_by_what_varies, parse, quote, split_sweep
 from wganlab.parallel import broadcast_object
 from wganlab.record import train_in
@@ -236,7 +237,7 @@ def report(folders: Sequence[Path], failure: Exception | None) -> int:
     """Print the state of every job when not all have completed; the exit code says whether they have."""
     states = {folder: state(folder) for folder in folders}
     completed = sum(name == Status.COMPLETED for name, _ in states.values())
-    if failure is not None and completed == len(folders):
+    if failure is not None and completed == len(folders) and not isinstance(failure, BusyError):
         raise failure
     if completed == len(folders):
         return 0

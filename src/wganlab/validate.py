@@ -130,7 +130,11 @@ def command_settings(command: Callable[..., Any], overrides: Sequence[str]) -> d
     Raises ConfigError where one is missing or wrong.
     """
     name = command.__name__
-    config = compose_config(name, overrides, parameters_at=parameters_of_run)
+    config = compose_config(
+        name,
+        overrides,
+        parameters_at=lambda config, key: parameters_of_run(config, key) if key else signature_hints(command),
+    )
     if OmegaConf.is_missing(config, "run"):
         raise ConfigError("run", f": is missing; give a run folder, as in wganlab {name} run=PATH")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]

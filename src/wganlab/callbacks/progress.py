@@ -40,7 +40,7 @@ class ProgressReport(Callback):
         self.started = self.shown = self.epoch_shown = time.perf_counter()
         self.first = trainer.global_step
         self.reported = min(self.reported, len(self.history.rows))  # metrics.csv may have been lost
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             columns = (
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=None),  # shrinks on a narrow terminal

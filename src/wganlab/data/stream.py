@@ -248,6 +248,11 @@ class EndlessStream(BatchStream):
         if self._labels is not None:
             self._labels = labels.to(self.device)
 
+    def fingerprint(self) -> str:
+        """A hash of samples by which runs of all versions know the source: not those that scores compare with."""
+        first, _ = self.source.draw(self.BLOCK * self.batch_size, torch.Generator().manual_seed(0))
+        return content_hash(first)
+
     def fixed_samples(self, n: int) -> Tensor:
         """n samples, always the same."""
         return self.source.draw(n, reference())[0].to(self.device)

@@ -7,6 +7,7 @@ compared by order alone or by ratios, so that no data set's scale matters (rliab
 
 import csv
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_scores(folder: Path, metric: str) -> Scores:
     """
     path = folder / "scores.csv"
     if not path.is_file():
-        raise ConfigError(str(path), f": no such file; wganlab study --publish {folder.name} writes it")
+        raise ConfigError(str(path), f": no such file; wganlab study --publish {shlex.quote(folder.name)} writes it")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or metric not in rows[0]:

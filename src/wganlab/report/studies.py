@@ -76,10 +76,10 @@ def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
 def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list[Path]:
     """Refresh a study's folder and the index of studies beside it from the runs of a sweep; returns the files written.
 
-    These are the tables, figures and verdicts.md that its README links to, scores.csv, verdicts.json where it has
-    claims, and the lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``, and between
-    ``<!-- take home -->`` and its end. Of a published study whose runs are not there, the claims are decided again from
-    the numbers in its verdicts.json. Raises ConfigError where neither are.
+    These are the tables, figures and verdicts.md that its README links to, if it has one, scores.csv, verdicts.json
+    where it has claims, and the lines of ../README.md between ``<!-- studies -->`` and ``<!-- end of studies -->``, and
+    between ``<!-- take home -->`` and its end. Of a published study whose runs are not there, the claims are decided
+    again from the numbers in its verdicts.json. Raises ConfigError where neither are.
     """
     if recorded(folder) and not any(sweep_dir.rglob(".hydra/config.yaml")):
         print(f"no runs in {from_here(sweep_dir)}: the claims are decided again from verdicts.json", flush=True)
@@ -107,7 +107,8 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         found_settings = settings(search, {arm: arm_ranges(folder, arm) for arm in tuned})
         text = f"\nBest settings of {search.tune}:\n\n{tuning.settings_table(found_settings)}"
         write_text(pieces / "tuning.md", tuning.table(runs, search) + text)
-    written = [*publish_page(folder / "README.md", pieces), folder / "scores.csv"]
+    page = folder / "README.md"
+    written = [*(publish_page(page, pieces) if page.is_file() else []), folder / "scores.csv"]
     write_text(written[-1], scores_csv(runs, arms(runs)))
     if (pieces / "verdicts.json").is_file():
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
