@@ -201,6 +201,7 @@ BAD = [
     ("warmup=paper", "warmup: unknown key; did you mean loss/warmup?"),
     ("loss/regulariser=r1", "loss/regulariser: unknown key; did you mean loss/regularizer?"),
     ("loss/feature_matching=only", "unknown key; +loss/feature_matching= chooses one of added, only"),
+    ("loss/regularizer=[r1,r3]", "loss/regularizer=r3: no such choice; allowed are dragan, gradient_penalty, "),
     ("search=wgan_gp", "search: unknown key; +search= chooses one of gan, wgan_clip, wgan_gp"),
     ("averaging.decay=0.9", "averaging.decay: unknown key; averaging holds nothing"),
     ("loss=gan loss.regularizer.gradient_penalty.weight=2", "unknown key; loss.regularizer holds nothing"),

@@ -23,6 +23,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import MissingConfigException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -97,6 +98,9 @@ class Composer:
                 hint = self._suggestion(key, others())
             if GROUP_VALUE in str(error):
                 hint = next(filter(None, map(self._choices, overrides)), "")
+            if isinstance(error, MissingConfigException) and error.options is None:  # of a list of choices
+                group = (error.missing_cfg_file or "").rpartition("/")[0]
+                error.options = self.loader.get_group_options(group) or None
             about = [text for text in overrides if not text.startswith(OWN_OVERRIDES)]
             raise one_line(error, about, hint) from error
         with read_write(config), open_dict(config):
