@@ -155,7 +155,7 @@ def test_a_run_stopped_from_the_notebook_goes_on(made: LoadedRun, tmp_path: Path
     ("overrides", "expected"),
     [
         ("-m loss=gan,wgan_gp", "-m: wganlab.train makes one run of key=value; sweeps: wganlab train -m ..."),
-        ("loss=gan,wgan_gp", "loss=gan,wgan_gp: wganlab.train makes one run"),
+        ("loss=gan,wgan_gp", "loss=gan,wgan_gp: several values are a sweep, which takes wganlab train -m"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: wganlab.train makes one run"),
         ("loss=hing", f"loss=hing: no such choice; allowed are {', '.join(LOSSES)}"),
         (

@@ -97,8 +97,11 @@ def test_a_run_folder_may_be_named_after_its_job(tmp_path: Path) -> None:
     [
         (["steps=5("], "steps=5(: must be an integer > 0"),
         (["loss=gan("], f"loss=gan(: no such choice; allowed are {', '.join(LOSSES)}"),
-        (["loss=gan,wgan_gp"], "loss=gan,wgan_gp: several values are a sweep, which needs -m"),
-        (["accelerator.precision=a,b"], "accelerator.precision=a,b: several values are a sweep, which needs -m"),
+        (["loss=gan,wgan_gp"], "loss=gan,wgan_gp: several values are a sweep, which takes wganlab train -m"),
+        (
+            ["accelerator.precision=a,b"],
+            "accelerator.precision=a,b: several values are a sweep, which takes wganlab train -m",
+        ),
         (["dataset=mnist", "dataset.root=1,2"], "dataset.root=1,2: 1,2/MNIST/raw lacks"),
         (
             ["dataset=mnist", "dataset.root=2024"],

@@ -3,7 +3,6 @@
 import csv
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor
 from tests.conftest import config, images, in_process, wganlab
 from wganlab.build import build_module, construct
 from wganlab.data.stream import Batch, EndlessStream
-from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, Points, SwissRoll
+from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, ParallelLine, Points, SwissRoll
 from wganlab.distances import js, sliced_wasserstein
 from wganlab.pair import sample_latents
 from wganlab.pictures import SURFACE, value_surface
@@ -90,16 +89,12 @@ def test_an_endless_stream_never_repeats_and_continues_where_it_was() -> None:
     assert not torch.equal(whole[0], images(stream(seed=6))[0])
 
 
-def test_the_samples_to_compare_with_are_no_latents_of_an_evaluation() -> None:
-    """A generator that copies its latents makes samples of such data, and not the very ones of the comparison."""
-
-    class Uniform(Points):
-        def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, None]:
-            return torch.rand(n, 2, generator=random) * 2 - 1, None
-
-    options: dict[str, Any] = {"batch_size": 4, "n_critic": 1, "steps": 2, "seed": 0, "device": torch.device("cpu")}
-    latents = sample_latents(4, 2, "uniform", generator=torch.Generator().manual_seed(0))
-    assert not torch.equal(EndlessStream(Uniform(), **options).fixed_samples(4), latents)
+def test_the_real_line_has_other_heights_than_the_generated_one_of_an_evaluation() -> None:
+    """Else a perfect generator would make the very points that it is compared with, nearer than real points are."""
+    latents = sample_latents(1024, 1, "uniform", generator=torch.Generator().manual_seed(0))
+    heights = ParallelLine().draw(1024, torch.Generator().manual_seed(0))[0][:, 1]
+    assert not set(((latents.flatten() + 1) / 2).tolist()) & set(heights.tolist())
+    assert heights.sort().values.tolist() == pytest.approx([(i + 0.5) / 1024 for i in range(1024)], abs=0.05)
 
 
 def test_an_endless_stream_shows_the_same_points_whatever_n_critic() -> None:

@@ -33,7 +33,7 @@ def one_line(error: Exception, overrides: Sequence[str] = (), hint: str = "") ->
         return ConfigError("", hint)
     if several := re.search(r"Ambiguous value for argument '(.*?)' 1\. To use it as a list", text):
         key, _, value = several[1].partition("=")
-        fault = f"several values are a sweep, which needs -m; as a list they are {key}=[{value}]"
+        fault = f"several values are a sweep, which takes wganlab train -m; as a list they are {key}=[{value}]"
         return ConfigError(several[1], f": {fault}")
     if key := unknown_key(error):
         return ConfigError(key, f": unknown key; {hint}")

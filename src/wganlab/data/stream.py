@@ -12,8 +12,6 @@ from wganlab.labels import random_labels
 from wganlab.schema import InvalidValueError
 
 Reshuffle = Literal["epoch", "step"]
-#: Seed of the samples that stand for an endless source.
-REFERENCE = 0x5A3713E5
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -52,11 +50,6 @@ def fits(samples: Tensor, device: torch.device) -> bool:
 def fixed_rows(of: int, n: int) -> Tensor:
     """Up to n of so many rows at random, always the same ones: a folder's images come class by class."""
     return torch.randperm(of, generator=torch.Generator().manual_seed(0))[:n]
-
-
-def reference() -> torch.Generator:
-    """Random numbers of the samples that stand for an endless source: not those of latents with seed 0."""
-    return torch.Generator().manual_seed(REFERENCE)
 
 
 class Batch(NamedTuple):
@@ -237,7 +230,7 @@ class EndlessStream(BatchStream):
 
     def __init__(self, source: Any, *, device: torch.device, **options: Any) -> None:
         self.source, self.device = source, device
-        fixed, labels = source.draw(self.BLOCK * options["batch_size"], reference())
+        fixed, labels = source.draw(self.BLOCK * options["batch_size"], torch.Generator().manual_seed(0))
         super().__init__(fixed.to(device), source=source, labels=labels, device=device, **options)
         self.batches_per_epoch = None
         self._order = torch.arange(len(self.samples), device=device)
@@ -248,15 +241,10 @@ class EndlessStream(BatchStream):
         if self._labels is not None:
             self._labels = labels.to(self.device)
 
-    def fingerprint(self) -> str:
-        """A hash of samples by which runs of all versions know the source: not those that scores compare with."""
-        first, _ = self.source.draw(self.BLOCK * self.batch_size, torch.Generator().manual_seed(0))
-        return content_hash(first)
-
     def fixed_samples(self, n: int) -> Tensor:
         """n samples, always the same."""
-        return self.source.draw(n, reference())[0].to(self.device)
+        return self.source.draw(n, torch.Generator().manual_seed(0))[0].to(self.device)
 
     def fixed_labels(self, n: int) -> Tensor | None:
-        labels = self.source.draw(n, reference())[1]
+        labels = self.source.draw(n, torch.Generator().manual_seed(0))[1]
         return None if labels is None else labels.to(self.device)

@@ -103,4 +103,6 @@ class ParallelLine(Points):
     licence = LICENCE
 
     def draw(self, n: int, random: torch.Generator) -> tuple[Tensor, None]:
-        return torch.stack([torch.zeros(n), torch.rand(n, generator=random)], dim=1), None
+        # the first n are those of the latents of as many samples with the same seed, as an evaluation takes them
+        heights = torch.rand(2 * n, generator=random)[n:]
+        return torch.stack([torch.zeros(n), heights], dim=1), None
