@@ -98,9 +98,10 @@ class Composer:
                 hint = self._suggestion(key, others())
             if GROUP_VALUE in str(error):
                 hint = next(filter(None, map(self._choices, overrides)), "")
-            if isinstance(error, MissingConfigException) and error.options is None:  # of a list of choices
-                group = (error.missing_cfg_file or "").rpartition("/")[0]
-                error.options = self.loader.get_group_options(group) or None
+            if isinstance(error, MissingConfigException) and error.options is None:  # of a list, or named by a YAML
+                group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+                if any(text.lstrip("+").startswith(f"{group}=") and choice in text for text in overrides):
+                    error.options = self.loader.get_group_options(group)
             about = [text for text in overrides if not text.startswith(OWN_OVERRIDES)]
             raise one_line(error, about, hint) from error
         with read_write(config), open_dict(config):
