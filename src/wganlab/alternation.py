@@ -75,7 +75,7 @@ class FixedGenerator(ReusedLatents):
     trains_generator = False
 
     def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts | {"generator": nn.Identity(), "averaging": None})
+        super().__init__(**parts | {"generator": nn.Identity()})
 
     def make_optimizers(self) -> dict[str, Optimizer]:
         idle = torch.optim.SGD([nn.Parameter(torch.zeros(0))])  # counts the steps

@@ -187,7 +187,11 @@ def report(arguments: Sequence[str]) -> None:
         epilog="example: wganlab report outputs/2026-01-31/12-00-00_sweep",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders that hold runs")
-    parser.add_argument("--output", metavar="DIR", help="where to write (default: PATH if there is one, else ./report)")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where to write (default: PATH if there is one, else ./report; of a study, export/ in it)",
+    )
     parser.add_argument(
         "--export",
         metavar="DIR",

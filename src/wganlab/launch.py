@@ -161,9 +161,8 @@ def check_budget(config: DictConfig, overrides: Sequence[str]) -> None:
     """A budget is given in steps or in images. Raises ConfigError for both."""
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
     if "steps" in given and OmegaConf.to_container(config, resolve=False).get("images") is not None:  # type: ignore[union-attr]
-        one = (
-            "images=" if search.is_search(config.hydra) else "images=null beside steps"
-        )  # Optuna's plugin passes on no null
+        # Optuna's plugin passes on no null
+        one = "images=" if search.is_search(config.hydra) else "images=null beside steps"
         raise ConfigError("images", f"={config.images}: is a budget, and so is steps; give {one}, or no steps")
 
 

@@ -237,10 +237,10 @@ def report(folders: Sequence[Path], failure: Exception | None) -> int:
     """Print the state of every job when not all have completed; the exit code says whether they have."""
     states = {folder: state(folder) for folder in folders}
     completed = sum(name == Status.COMPLETED for name, _ in states.values())
-    if failure is not None and completed == len(folders) and not isinstance(failure, BusyError):
-        raise failure
     if completed == len(folders):
-        return 0
+        if failure is None or isinstance(failure, BusyError):  # what another process was at, it has completed
+            return 0
+        raise failure
     width = max(len(folder.name) for folder in folders)
     for folder, (name, error) in states.items():
         print(f"{name:<12}{folder.name:<{width}}  {error}".rstrip())
