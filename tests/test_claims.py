@@ -15,13 +15,15 @@ from PIL import Image
 
 from tests.conftest import SELDOM, TINY, wganlab
 from tests.test_report import make_run
+from wganlab.report import measured
 from wganlab.report.claims import read_claims
 from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
 from wganlab.report.figures import every_seed
+from wganlab.report.measured import Measured
 from wganlab.report.publish import export
 from wganlab.report.studies import publish, take_home
 from wganlab.report.tables import latex_table, markdown_table
-from wganlab.report.verdicts import Measured, Verdict, decide
+from wganlab.report.verdicts import Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.study import budget_of, multirun, read_study
@@ -43,8 +45,9 @@ def runs(folder: Path, values: Mapping[str, list[float]], state: str = "complete
 
 
 def verdicts(found: list[Run], *contents: Mapping[str, Any], seeds: int = 8, **options: Any) -> list[Verdict]:
-    """The verdicts on claims about arms a and b, for which so many seeds were planned."""
-    claims = read_claims(contents, ["a", "b"], "study.yaml")
+    """The verdicts on claims about arms a and b, for which so many seeds were planned; each gets words of its own."""
+    worded = [dict(content) | {"says": f"{content['says']} {i}"} for i, content in enumerate(contents)]
+    claims = read_claims(worded, ["a", "b"], "study.yaml")
     return decide(claims, [Measured.of(claim, found) for claim in claims], [*map(str, range(seeds))], **options)
 
 
@@ -86,7 +89,7 @@ def test_a_mean_over_a_run_counts_the_steps_of_each_row(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {"seed": 0}, ["+arms=a"], rows)
     content = CLAIM | {"metric": "critic/loss", "at": "mean", "versus": None, "above": 0, "below": None}
     (claim,) = read_claims([content], ["a", "b"], "study.yaml")
-    assert claim.values(find_runs([tmp_path])) == {"0": pytest.approx(0.02)}
+    assert measured.values(claim, find_runs([tmp_path])) == {"0": pytest.approx(0.02)}
 
 
 def test_a_share_of_several_runs_of_a_seed_is_none(tmp_path: Path) -> None:
@@ -290,13 +293,62 @@ def test_many_claims_are_corrected_for(tmp_path: Path) -> None:
 
 
 def test_seeds_that_are_added_are_a_second_stage(tmp_path: Path) -> None:
-    found = runs(tmp_path, {"a": A * 2, "b": B * 2})
-    (first,) = verdicts([run for run in found if int(run.config["seed"]) < 8], CLAIM)
-    (second,) = verdicts(found, CLAIM, earlier=first.stages)
+    """They decide what the first look has left open, and change nothing of what it has decided."""
+    found = runs(tmp_path, {"a": A * 2, "b": [a + 10 for a in A[:6]] + [a - 8 for a in A[6:]] + B})
+    looked = [run for run in found if int(run.config["seed"]) < 8]
+    best = CLAIM | {"at": "best", "versus": None, "below": 7}
+    open_, decided = verdicts(looked, CLAIM, best)
+    assert (open_.decision, decided.decision) == ("undecided", "holds")
+    second, still = verdicts(found, CLAIM, best, earlier=open_.stages)
     assert second.stages == [[*"01234567"], ["8", "9", *map(str, range(10, 16))]]
-    assert second.alpha == pytest.approx(first.alpha / 5)
+    assert second.alpha == pytest.approx(open_.alpha / 5)
     assert second.seeds == "16 at look 2"
     assert second.decision == "holds"
+    assert still.record() == decided.record()
+    assert still.seeds == "8 (8 more not counted)"
+
+
+def test_a_seed_without_a_run_that_others_have_has_no_number(tmp_path: Path) -> None:
+    """FID is about 100 with one critic step and 10 with five: a mean over five alone would be of another question."""
+    for arm, finals in {"a": A, "b": B}.items():
+        for seed, final in enumerate(finals):
+            for n_critic, more in ((1, 100), (5, 0)):
+                given = [f"+arms={arm}", f"seed={seed}", f"n_critic={n_critic}"]
+                folder = tmp_path / f"{arm}{seed}{n_critic}"
+                make_run(folder, {"seed": seed, "n_critic": n_critic}, given, f"step,eval/fid\n10,{final + more}\n")
+    lost = json.dumps({"state": "failed", "error": "FloatingPointError: critic/loss is nan at step 3"})
+    assert verdicts(find_runs([tmp_path]), CLAIM)[0].decision == "holds"
+    (tmp_path / "a01" / "status.json").write_text(lost)
+    (one,) = verdicts(find_runs([tmp_path]), CLAIM)
+    assert list(one.values) == [*"1234567"]
+    assert one.description.startswith("incomplete (1 run diverged, and the claim does not say")
+    for path in tmp_path.glob("a?1"):
+        shutil.rmtree(path)
+    (none,) = verdicts(find_runs([tmp_path]), CLAIM)
+    why = "a has not been run with n_critic=1, as others have been, and no where says which are meant"
+    assert none.description == f"incomplete ({why})"
+    (five,) = verdicts(find_runs([tmp_path]), CLAIM | {"where": {"n_critic": 5}})
+    assert five.decision == "holds"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"metric": "eval/fdi"}, "incomplete (seed 0 of a has no eval/fdi)"),
+        ({"where": {"lr": 3}}, "incomplete (no run has lr=3)"),
+        ({"until": {"step": 31}}, "incomplete (seed 0 of a is shorter than until asks)"),
+        ({"tracks": "critic/loss", "metric": "critic/penalty"}, "incomplete (seed 0 of a has no critic/penalty)"),
+        ({"metric": "eval/kid", "ratio": True}, "incomplete (seed 3 of b has -1, of which there is no ratio)"),
+    ],
+)
+def test_what_has_no_number_says_why(changes: dict, expected: str, tmp_path: Path) -> None:
+    for run in runs(tmp_path, {"a": A, "b": B}):
+        path, seed = run.folder / "metrics.csv", run.config["seed"]
+        kid = -1 if "arms=b,seed=3" in run.folder.name else seed + 1
+        path.write_text(path.read_text() + f"30,30,,,{kid}\n")
+        path.write_text(path.read_text().replace("critic/loss", "critic/loss,eval/kid", 1))
+    (found,) = verdicts(find_runs([tmp_path]), CLAIM | changes)
+    assert found.description == expected
 
 
 @pytest.mark.parametrize(
@@ -313,6 +365,14 @@ def test_seeds_that_are_added_are_a_second_stage(tmp_path: Path) -> None:
         ({"reaches": 3, "metric": "critic/penalty"}, "claims[0]: reaches needs a final or best value"),
         ({"matters": 0}, "claims[0].matters=0: must be a number > 0"),
         ({"ratio": True, "versus": None}, "claims[0]: ratio needs versus, or versus_epoch"),
+        ({"versus": "a"}, "claims[0]: versus=a must be another arm"),
+        ({"matters": 1, "above": -1}, "claims[0]: matters is a distance from one bound, not from two"),
+        ({"tracks": "critic/loss", "at": "best"}, "claims[0]: tracks is over the whole run; leave at out"),
+        ({"epoch": 1, "until": {"step": 3}}, "claims[0]: epoch is a mean over it; leave at, until and tracks out"),
+        ({"metric": "diverged", "ratio": True}, "claims[0]: metric=diverged is 0 or 1 for a run; leave at, epoch"),
+        ({"metric": "diverged", "versus": None, "below": 1.5}, "claims[0]: a share lies between 0 and 1, and so do"),
+        ({"reaches": 3, "below": 0.1}, "claims[0]: a difference of shares is tested against 0 alone; leave other"),
+        ({"reaches": 3, "matters": 0.1}, "claims[0]: a difference of shares is tested against 0 alone; leave other"),
     ],
 )
 def test_wrong_claims_are_refused(changes: dict, expected: str) -> None:
@@ -407,11 +467,11 @@ def test_claims_on_epochs_take_the_mean_over_their_steps(tmp_path: Path) -> None
         ({"versus_epoch": 2, "ratio": True}, [1, 1], "log10 of Critic loss: a in epoch 1 / a in epoch 2"),
     ):
         (claim,) = read_claims([base | changes], ["a", "b"], "study.yaml")
-        assert list(claim.values(found).values()) == pytest.approx(values)
+        assert list(measured.values(claim, found).values()) == pytest.approx(values)
         assert claim.number == words
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"epoch": None, "versus_epoch": 2}, "versus_epoch needs epoch"),
-        ({"at": "mean"}, "epoch is a mean over an epoch"),
+        ({"at": "mean"}, "epoch is a mean over it"),
         ({"epoch": 0}, "epoch=0: must be an integer > 0"),
     ]
     for changes, message in wrong:
@@ -434,7 +494,7 @@ def test_claims_may_take_runs_as_if_they_had_ended_earlier(tmp_path: Path) -> No
         ({"until": {"step": 31}}, []),
     ):
         (claim,) = read_claims([base | changes], ["a"], "study.yaml")
-        assert list(claim.values(found).values()) == pytest.approx(values)
+        assert list(measured.values(claim, found).values()) == pytest.approx(values)
     assert claim.number.endswith(": a, until step 31")
     with pytest.raises(ConfigError, match="until"):
         read_claims([base | {"until": {"hours": 3}}], ["a"], "study.yaml")
@@ -452,6 +512,10 @@ def test_seeds_of_a_study_may_have_run_for_different_budgets(tmp_path: Path) -> 
     assert one["final/critic/loss"][0] == pytest.approx(-0.3 * 2.5), "of the two long runs"
     assert "| a | 2 of 3 |" in markdown_table(results(found)), "a mean says how many runs it leaves out"
     assert "| b | 1 |" in markdown_table(results(found))
+
+
+def test_the_only_arm_of_a_study_has_its_name(tmp_path: Path) -> None:
+    assert arms(runs(tmp_path, {"a": [1.0, 2.0]})) == ["a", "a"]
 
 
 def test_data_that_were_moved_between_two_seeds_make_no_other_arm(tmp_path: Path) -> None:
@@ -595,6 +659,40 @@ def test_a_headline_without_an_interval_is_listed_too(tmp_path: Path) -> None:
     publish(folder, tmp_path / "sweep")
     (line,) = take_home({"mine": folder}).splitlines()
     assert line.endswith(": fast − slow -2 [–, –]).")
+
+
+def test_publishing_loses_no_seeds_and_keeps_nothing_that_is_gone(tmp_path: Path) -> None:
+    folder, sweep = own_study(tmp_path / "mine"), tmp_path / "sweep"
+    for seed in range(8):
+        for arm, value in (("fast", 1.0 + seed), ("slow", 3.0)):
+            rows = f"step,eval/emd,eval/emd_raw,eval/fid\n5,9,9,9\n10,{value},9,4\n"
+            make_run(sweep / f"{arm}{seed}", {"seed": seed}, [f"+arms={arm}", f"seed={seed}"], rows)
+    (folder / "README.md").write_text("[verdicts](verdicts.md) ![FID](eval_fid.svg)\n")
+    publish(folder, sweep)
+    written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shutil.rmtree(sweep / "slow7")
+    with pytest.raises(
+        ConfigError, match="lacks runs of seed 7, by which it was published that: Fast is near"
+    ):
+        publish(folder, sweep)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
+    record = json.loads((folder / "verdicts.json").read_text())
+    for claim in record["claims"]:
+        claim["number"] = "another"
+    (folder / "verdicts.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"which study\.yaml claims; that takes the runs"):
+        publish(folder, tmp_path / "none")
+    (folder / "verdicts.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"verdicts.json: is damaged \(.*\); restore it, or delete it"):
+        publish(folder, sweep)
+    (folder / "verdicts.json").unlink()
+    content = yaml.safe_load((folder / "study.yaml").read_text())
+    (folder / "study.yaml").write_text(yaml.safe_dump(content | {"claims": []}))
+    for path in sweep.glob("*/metrics.csv"):
+        path.write_text(path.read_text().replace("eval/fid", "mine"))
+    publish(folder, sweep)
+    assert not (folder / "verdicts.md").exists()
+    assert not (sweep / "export" / "eval_fid.svg").exists(), "of earlier runs"
 
 
 def test_publishing_without_runs_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from tests.conftest import SELDOM, TINY, config, wganlab
 from tests.test_report import make_run
 from wganlab.ranges import choice, is_at_edge, log_uniform, position
+from wganlab.report.tuning import curves
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError
 from wganlab.study import read_study
@@ -88,6 +89,56 @@ def test_trials_of_a_longer_search_are_left_out_and_other_swept_keys_are_average
     assert len(search.runs) == 4
     (found,) = settings(search, {"a": {"loss.lr": RANGE}}).values()
     assert (found.trial, found.score) == (1, 5.5)
+    for dataset, value, seed in (("one", 0.0, 7), ("two", 0.0, 7)):  # of a search with another seed, before this one
+        made = {"seed": seed, "trial": 0, "loss": {"lr": RANGE}}
+        folder = tmp_path / "s_tuning" / f"seven{dataset}"
+        make_run(folder, made, ["+arms=a", "trial=0", f"dataset={dataset}"], f"step,eval/fid\n10,{value}\n")
+    again = searched(Tune(trials=2), tmp_path / "s")
+    assert again is not None
+    assert settings(again, {"a": {"loss.lr": RANGE}})["a"] == found
+    (tmp_path / "s_tuning" / "1two" / "status.json").write_text(json.dumps({"state": "failed", "error": "OSError: x"}))
+    torn = searched(Tune(trials=2), tmp_path / "s")
+    assert torn is not None
+    with pytest.raises(ConfigError, match="of arm a, trials are missing or have failed: 1; run it again"):
+        settings(torn, {"a": {"loss.lr": RANGE}})
+
+
+def test_the_best_of_so_many_trials_is_of_means_over_what_else_is_swept(tmp_path: Path) -> None:
+    for trial, hard in enumerate((99.0, 51.0, 60.0)):
+        for dataset, value in (("easy", 1.0), ("hard", hard)):
+            made = {"seed": 1000, "trial": trial}
+            overrides = ["+arms=a", f"trial={trial}", f"dataset={dataset}"]
+            make_run(tmp_path / "s_tuning" / f"{trial}{dataset}", made, overrides, f"step,eval/fid\n10,{value}\n")
+    metric, found = curves([], searched(Tune(trials=3), tmp_path / "s"))
+    assert metric == "eval/fid"
+    assert [point[0] for point in found["a"]] == pytest.approx([(50 + 26 + 30.5) / 3, (26 + 26 + 30.5) / 3, 26])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"sweep": {"seed": "0,1,1"}}, "sweep.seed: 1 is planned twice"),
+        ({"tune": {"trials": 2, "sweep": {"seed": 3}}}, "tune.sweep.seed: is the search's own; its seed is tune.seed"),
+        ({"claims": 11}, "sweep.seed: 8 decide none of 11 claims; allowed are 9 or more"),
+        ({"budgets": {"big": {"seed": "range(8)"}}, "sweep": {"seed": 0}, "claims": 11}, "budgets.big.seed: 8 decide"),
+        ({1: 2}, "key 1 must be a text"),
+        ({"claims": [{"says": "x", 3: 4}]}, "key 3 must be a text"),
+        ({"question": "costs ${5"}, "study.yaml: "),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(content: dict, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "arms").mkdir()
+    (tmp_path / "arms" / "a.yaml").write_text("# @package _global_\n")
+    claim = {"source": "x", "metric": "eval/fid", "arm": "a", "above": 0}
+    whole: dict = {"question": "?", "sweep": {"seed": "range(8)"}} | content
+    if isinstance(whole.get("claims"), int):
+        whole["claims"] = [claim | {"says": f"{i}"} for i in range(whole["claims"])]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(whole))
+    with pytest.raises(ConfigError) as error:
+        read_study(tmp_path)
+    assert expected in str(error.value)
+    assert str(tmp_path) in str(error.value) or "tune" in expected
+    assert "\n" not in str(error.value)
 
 
 def test_the_seed_of_a_search_is_none_of_the_test(tmp_path: Path) -> None:

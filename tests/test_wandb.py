@@ -21,8 +21,9 @@ from tests.test_claims import CLAIM, A, B
 from tests.test_claims import runs as synthetic_runs
 from wganlab import loggers
 from wganlab.report.claims import read_claims
+from wganlab.report.measured import Measured
 from wganlab.report.studies import log_verdicts
-from wganlab.report.verdicts import Measured, decide
+from wganlab.report.verdicts import decide
 from wganlab.runs import Run, find_runs
 
 SWEEP = Path(__file__).parents[1] / "experiments" / "wandb_sweep.yaml"

@@ -5,14 +5,17 @@ arm is ``# @package _global_``: it may override whatever conf/train.yaml compose
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import PositiveFloat, PositiveInt
 
 from wganlab.checks import check_call
@@ -20,10 +23,12 @@ from wganlab.config import conf_dir
 from wganlab.environment import is_further_rank, place
 from wganlab.files import from_here
 from wganlab.overrides import parse, split_sweep
-from wganlab.report.claims import Claim, read_claims
-from wganlab.report.verdicts import PROVISIONAL, Measured, Stages, Verdict, decide
+from wganlab.report.claims import PROVISIONAL, Claim, read_claims
+from wganlab.report.measured import Measured
+from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
+from wganlab.statistics import MIN_SEEDS, level
 from wganlab.tune import Tune, searched, tuned_sweeps
 
 Sweep = Mapping[str, str | int]
@@ -174,16 +179,40 @@ def read_study(folder: Path) -> Study:
     try:
         read = OmegaConf.create(path.read_text(encoding="utf-8"))  # to which 1e-3 is a number
         content: Any = OmegaConf.to_container(read)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(str(path), ": " + " ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise ConfigError(str(path), ": must hold question and sweep")
+    if odd := [key for key in keys_in(content) if not isinstance(key, str)]:
+        raise ConfigError(str(path), f": key {odd[0]} must be a text")
     check_call(Study, content, f"{path}: ")
     study = Study(**content | ({"tune": Tune(**content["tune"])} if content.get("tune") else {}))
-    claims_of(folder, study)
-    if study.tune and any(str(study.tune.seed) in planned_seeds(study, budget) for budget in (None, *study.budgets)):
-        raise ConfigError(f"{path}: tune.seed", f"={study.tune.seed}: is planned for the test, whose seeds are fresh")
+    check_plan(study, claims_of(folder, study), path)
     return study
+
+
+def check_plan(study: Study, claims: Sequence[Claim], path: Path) -> None:
+    """Raises ConfigError for seeds that are planned twice, that a search sees, or that are too few for the claims."""
+    exact = any("binomial" not in claim.tests for claim in claims)
+    for budget in (None, *study.budgets):
+        seeds = planned_seeds(study, budget)
+        key = f"{path}: {f'budgets.{budget}' if budget else 'sweep'}.seed"
+        if twice := [seed for seed, times in Counter(seeds).items() if times > 1]:
+            raise ConfigError(key, f": {twice[0]} is planned twice")
+        if study.tune and str(study.tune.seed) in seeds:
+            fault = f"={study.tune.seed}: is planned for the test, whose seeds are fresh"
+            raise ConfigError(f"{path}: tune.seed", fault)
+        if exact and len(seeds) >= MIN_SEEDS and 2.0 ** -len(seeds) >= level(len(claims)):
+            least = math.floor(-math.log2(level(len(claims)))) + 1
+            raise ConfigError(key, f": {len(seeds)} decide none of {len(claims)} claims; allowed are {least} or more")
+
+
+def keys_in(content: Any) -> Iterator[Any]:
+    """All keys of containers in containers."""
+    if isinstance(content, dict):
+        yield from content
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from keys_in(value)
 
 
 def claims_of(folder: Path, study: Study) -> list[Claim]:
@@ -194,18 +223,25 @@ def claims_of(folder: Path, study: Study) -> list[Claim]:
 def verdicts(folder: Path, runs: Sequence[Run], where: Path, *, budget: str | None = None) -> list[Verdict]:
     """The verdict of each claim of a study, from its runs, or without any from the numbers in a verdicts.json.
 
-    That in the folder ``where`` knows of earlier looks, too.
+    That in the folder ``where``, or that published with the study, knows of earlier looks, too. Raises ConfigError
+    for a claim on another number than those that are recorded.
     """
     study, record = read_study(folder), recorded(where)
     claims, planned = claims_of(folder, study), planned_seeds(study, budget)
+    if not runs and (gone := {claim.number for claim in claims} - {one["number"] for one in record["claims"]}):
+        path = where / "verdicts.json"
+        raise ConfigError(str(path), f": has no {sorted(gone)[0]}, which study.yaml claims; that takes the runs")
     found = [Measured.of(claim, runs) if runs else Measured.recorded(claim, record) for claim in claims]
-    return decide(claims, found, planned, earlier=looks(record))
+    return decide(claims, found, planned, earlier=looks(record) or looks(recorded(folder)))
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What the verdicts.json of a folder holds; empty where there is none."""
+    """What the verdicts.json of a folder holds; empty where there is none. Raises ConfigError for a damaged one."""
     path = folder / "verdicts.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(str(path), f": is damaged ({error}); restore it, or delete it") from None
 
 
 def planned_seeds(study: Study, budget: str | None) -> list[str]:

@@ -54,6 +54,8 @@ class Tune:
     sweep: Mapping[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if own := [key for key in self.sweep if key in ("seed", "arms", "trial", "hydra.sweep.dir")]:
+            raise ConfigError(f"tune.sweep.{own[0]}", ": is the search's own; its seed is tune.seed")
         if metric_of(self.score).direction is None:
             raise ConfigError("tune.score", f"={self.score}: has no best value")
 
@@ -99,6 +101,16 @@ class Search(NamedTuple):
     tune: Tune
     runs: Sequence[Run]
 
+    def trials(self, arm: str) -> dict[int, list[Run]]:
+        """The finished runs of each trial of an arm that has all of them: others are not to be compared by a mean."""
+        found: dict[int, list[Run]] = {}
+        for run in self.runs:
+            own = run.overrides.get("arms") == arm and run.config.get("seed") == self.tune.seed
+            if own and (run.diverged or run.state == Status.COMPLETED):
+                found.setdefault(int(run.config["trial"]), []).append(run)
+        most = max(map(len, found.values()), default=0)
+        return {trial: runs for trial, runs in sorted(found.items()) if len(runs) == most}
+
     def score(self, run: Run) -> float:
         """The score of a trial, signed so that lower is better; infinite of one that diverged or was not scored."""
         score = None if run.diverged else RULES[self.tune.rule](run, self.tune.score)
@@ -109,10 +121,7 @@ def settings(search: Search, ranges: Mapping[str, Mapping[str, str]]) -> dict[st
     """The best setting of each arm, from the runs of the search. Raises ConfigError where trials are missing."""
     tune, found = search.tune, dict[str, Setting]()
     for arm, of_arm in ranges.items():
-        trials: dict[int, list[Run]] = {}
-        for run in search.runs:
-            if run.overrides.get("arms") == arm and (run.diverged or run.state == Status.COMPLETED):
-                trials.setdefault(int(run.config["trial"]), []).append(run)
+        trials = search.trials(arm)
         if missing := [trial for trial in range(tune.trials) if trial not in trials]:
             which = ", ".join(map(str, missing))
             raise ConfigError("tune", f": of arm {arm}, trials are missing or have failed: {which}; run it again")

@@ -46,7 +46,8 @@ def arms(runs: Sequence[Run]) -> list[str]:
     the same data.
     """
     ignored: tuple[str, ...] = ()
-    if all("arms" in run.overrides for run in runs):
+    of_study = all("arms" in run.overrides for run in runs)
+    if of_study:
         keys = dict.fromkeys(key for run in runs for key in run.overrides if key != "arms")
         follows = (key for key in keys if follows_from_arm(runs, key))
         ignored = (*BUDGETS, *follows)
@@ -66,7 +67,8 @@ def arms(runs: Sequence[Run]) -> list[str]:
     contents = list(zip(*differing.values(), strict=True)) or [()] * len(runs)
     if len(set(zip(*columns.values(), strict=True))) < len(set(contents)):
         columns = differing
-    # the arms of a study have names of their own
+    if of_study:  # whose arms have names of their own, and show them where there is one alone
+        columns = {"arms": [run.overrides["arms"] for run in runs]} | columns
     shown = [(row, "" if key == "arms" else f"{key}=") for key, row in columns.items()]
     names = [", ".join(f"{prefix}{row[i]}" for row, prefix in shown) for i in range(len(runs))]
     return [name or identity(run) for name, run in zip(names, runs, strict=True)]

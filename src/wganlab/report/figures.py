@@ -243,7 +243,7 @@ def _epoch_axes(axes: Axes, runs: Sequence[Run], arms: Sequence[str]) -> None:
     for run, arm in zip(runs, arms, strict=True):
         last = run.rows[-1]
         if last["step"] and last.get("epoch"):
-            rates.setdefault(round(last["epoch"] / last["step"], 6), []).append(arm)
+            rates.setdefault(float(f"{last['epoch'] / last['step']:.6g}"), []).append(arm)
     for i, (rate, names) in enumerate(list(rates.items())[:3]):
         below = axes.secondary_xaxis(
             -0.22 - 0.2 * i, functions=(partial(operator.mul, rate), partial(operator.mul, 1 / rate))

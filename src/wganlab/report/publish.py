@@ -74,6 +74,8 @@ def publish_page(page: Path, pieces: Path) -> list[Path]:
         if (pieces / name).is_file():
             shutil.copyfile(pieces / name, page.parent / name)
             written.append(page.parent / name)
+        elif (page.parent / name).is_file() and name.endswith((".svg", ".png")):
+            print(f"note: {page.name} shows {name}, which these runs do not have; it stays as it was", flush=True)
     if fill(page, "table", (pieces / "table.md").read_text(encoding="utf-8")):
         written.append(page)
     return written

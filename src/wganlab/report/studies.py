@@ -11,15 +11,16 @@ from typing import Any
 from wganlab.files import from_here, write_json, write_text
 from wganlab.report import tuning
 from wganlab.report.across import Scores, read_scores, scores_csv, write_summary
+from wganlab.report.claims import PROVISIONAL, UNDECIDED
 from wganlab.report.compare import arms
 from wganlab.report.page import write_report
 from wganlab.report.publish import export, fill, publish_page
 from wganlab.report.tables import Table, markdown
-from wganlab.report.verdicts import PROVISIONAL, UNDECIDED, Verdict, conclusion, verdict_table
+from wganlab.report.verdicts import Verdict, conclusion, verdict_table
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
 from wganlab.statistics import level
-from wganlab.study import claims_of, find_study, read_study, recorded, studies, verdicts
+from wganlab.study import arm_names, claims_of, find_study, read_study, recorded, studies, verdicts
 from wganlab.tune import arm_ranges, searched, settings
 
 
@@ -31,9 +32,10 @@ def index(folders: Mapping[str, Path] | None = None) -> str:
     folders = studies() if folders is None else folders
     rows = []
     for name, folder in folders.items():
-        question = read_study(folder).question
-        found = recorded(folder)
-        rows.append([f"[{name}]({name}/README.md)", question, *(conclusion_cells(found) if found else ["–"] * 4)])
+        study, found = read_study(folder), recorded(folder)
+        trials = study.tune.trials * len(arm_names(folder)) if study.tune else 0
+        cells = conclusion_cells(found, trials) if found else ["–"] * 4
+        rows.append([f"[{name}]({name}/README.md)", study.question, *cells])
     head = ["study", "question", "verdicts", "cost", "finished", "commit"]
     return f"{markdown(Table(head, rows, 'l' * len(head)))}\n{over_all(folders)}\n"
 
@@ -42,10 +44,10 @@ def take_home(folders: Mapping[str, Path]) -> str:
     """The claims of all studies that are headlines, each with its verdict and a link to it, as a list in Markdown."""
     lines: list[str] = []
     for name, folder in folders.items():
-        found = {record["claim"]: record for record in recorded(folder).get("claims", [])}
+        found = {(record["claim"], record["number"]): record for record in recorded(folder).get("claims", [])}
         for claim in claims_of(folder, read_study(folder)):
-            if claim.headline and claim.says in found:
-                record = found[claim.says]
+            if claim.headline and (claim.says, claim.number) in found:
+                record = found[claim.says, claim.number]
                 centre, low, high = ("–" if x is None else f"{x:.3g}" for x in (record["centre"], *record["interval"]))
                 measured = f"{claim.number} {centre} [{low}, {high}]"
                 verdict = f"[{record['verdict']}]({name}/verdicts.md)"
@@ -65,11 +67,12 @@ def over_all(folders: Mapping[str, Path]) -> str:
     return f"{said} At that level an exact test takes {math.ceil(-math.log2(level(n)))} seeds or more."
 
 
-def conclusion_cells(found: Mapping[str, Any]) -> list[str]:
-    """Verdicts, cost, date and commit, as :func:`index` shows them."""
+def conclusion_cells(found: Mapping[str, Any], trials: int) -> list[str]:
+    """Verdicts, cost, date and commit, as :func:`index` shows them; so many trials of a search came before."""
     counts = Counter(claim["verdict"] for claim in found["claims"])
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
     cost = f"{found['runs']} runs, {found['seconds'] / 60:.0f} min ({'; '.join(found['devices'])})"
+    cost += f", after {trials} trials" if trials else ""
     return [verdicts, cost, str(found["finished"])[:10], ", ".join(commit[:7] for commit in found["commits"])]
 
 
@@ -90,7 +93,9 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     runs = find_runs([sweep_dir])
     study = read_study(folder)
     pieces = sweep_dir / "export"
+    shutil.rmtree(pieces, ignore_errors=True)  # what runs no longer have is not published
     found = verdicts(folder, runs, sweep_dir, budget=budget)
+    refuse_fewer_seeds(folder, found, sweep_dir)
     search = searched(study.tune, sweep_dir)
     write_report(runs, pieces, question=study.question, verdicts=found, search=search)
     published = folder / "published.csv"
@@ -110,10 +115,23 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     page = folder / "README.md"
     written = [*(publish_page(page, pieces) if page.is_file() else []), folder / "scores.csv"]
     write_text(written[-1], scores_csv(runs, arms(runs)))
-    if (pieces / "verdicts.json").is_file():
+    if found:
         shutil.copyfile(pieces / "verdicts.json", folder / "verdicts.json")
         written.append(folder / "verdicts.json")
+    else:
+        for name in ("verdicts.json", "verdicts.md"):
+            (folder / name).unlink(missing_ok=True)
     return written + publish_index(folder)
+
+
+def refuse_fewer_seeds(folder: Path, found: Sequence[Verdict], sweep_dir: Path) -> None:
+    """Raises ConfigError where published verdicts were given by seeds that these runs do not have."""
+    there = {verdict.claim.number: verdict.values for verdict in found}
+    for record in recorded(folder).get("claims", []):
+        if lost := [seed for seed in record["values"] if seed not in there.get(record["number"], record["values"])]:
+            fault = f"lacks runs of seed {', '.join(lost)}, by which it was published that: {record['claim']}"
+            advice = f"to publish without them, delete {folder / 'verdicts.json'}"
+            raise ConfigError("hydra.sweep.dir", f"={sweep_dir}: {fault}; {advice}")
 
 
 def publish_index(folder: Path) -> list[Path]:

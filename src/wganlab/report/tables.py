@@ -113,9 +113,14 @@ def markdown(table: Table) -> str:
     """A table in Markdown."""
     aligned = table.aligned or "l" + "r" * (len(table.head) - 1)
     rule = "|" + "".join({"l": "---|", "r": "---:|"}[side] for side in aligned)
-    escaped = [[text.replace("|", "\\|") for text in row] for row in (table.head, *table.rows)]
+    escaped = [[in_a_cell(text) for text in row] for row in (table.head, *table.rows)]
     head, *rows = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([head, rule, *rows]) + "\n"
+
+
+def in_a_cell(text: str) -> str:
+    """A text as a cell of Markdown."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def latex_table(records: Sequence[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -39,19 +40,18 @@ def curves(runs: Sequence[Run], search: Search | None = None) -> tuple[str, dict
     so the best of k is that of its first k. Empty unless every arm has MIN_TRIALS trials with each seed, all scored by
     one protocol.
     """
-    runs = search.runs if search else runs
+    if search:
+        return search.tune.score, curves_of_search(search)
     groups: dict[str, dict[object, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         arm = run.overrides.get("arms") or run.choices.get("search")
         if arm and (run.state == Status.COMPLETED or run.diverged):
             groups[arm][run.config.get("seed")].append(run)
     objective = objective_of({key: value for run in runs for key, value in run.summary.get("final", {}).items()})
-    metric = search.tune.score if search else objective[0] if objective else ""
+    metric = objective[0] if objective else ""
 
     def score(run: Run) -> float:
         """Of a trial: lower is better."""
-        if search:
-            return search.score(run)
         value = run.summary.get("final", {}).get(metric)
         return math.inf if value is None else value
 
@@ -67,6 +67,17 @@ def curves(runs: Sequence[Run], search: Search | None = None) -> tuple[str, dict
         arm: curve([[sign * best for best in best_of_first(trials, score)] for trials in seeds.values()])
         for arm, seeds in groups.items()
     }
+
+
+def curves_of_search(search: Search) -> dict[str, Curve]:
+    """The curve of each arm, of which a trial has the mean score of its runs; empty where an arm has too few trials."""
+    sign, found = metric_of(search.tune.score).sign, dict[str, Curve]()
+    for arm in dict.fromkeys(run.overrides.get("arms", "") for run in search.runs):
+        scores = [fmean(map(search.score, runs)) for runs in search.trials(arm).values()]
+        if len(scores) < MIN_TRIALS:
+            return {}
+        found[arm] = curve([[sign * expected_best(scores, k + 1) for k in range(len(scores))]])
+    return found
 
 
 def best_of_first(trials: Sequence[Run], score: Callable[[Run], float]) -> list[float]:

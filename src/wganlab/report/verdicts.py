@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
-from wganlab.report.claims import DIVERGED, Claim
+from wganlab.report.claims import DIVERGED, EQUAL, FAILS, HOLDS, PROVISIONAL, SMALL, UNDECIDED, Claim
+from wganlab.report.measured import Measured
+from wganlab.report.power import seeds_wanted
 from wganlab.report.tables import Table, markdown
 from wganlab.runs import Run
 from wganlab.statistics import (
@@ -21,17 +22,12 @@ from wganlab.statistics import (
     Test,
     combined,
     interval,
-    largest_spread,
     level,
     median_interval,
     rank_interval,
-    seeds_for_power,
-    seeds_for_share,
+    share_difference_interval,
     share_interval,
 )
-
-HOLDS, SMALL, EQUAL, FAILS = "holds", "holds but is small", "practically equal", "does not hold"
-UNDECIDED, PROVISIONAL = "undecided", "provisional"
 
 #: The seeds of each stage: those that were planned, then those that were added together.
 Stages = Sequence[Sequence[str]]
@@ -66,11 +62,18 @@ class Verdict:
 
     def above(self, bound: float, test: Test, *, sign: int = 1) -> float:
         """The p-value of "the centre is above the bound", or below it with ``sign`` -1, over all stages."""
-        stages = [[mirrored(self.values[seed], sign) for seed in stage if seed in self.values] for stage in self.stages]
+        stages = [[self.mirrored(self.values[seed], sign) for seed in of if seed in self.values] for of in self.stages]
         there = [stage for stage in stages if stage]
         if not there:
             return 1.0
-        return combined([test(stage, mirrored(bound, sign)) for stage in there], [*map(len, there)])
+        return combined([test(stage, self.mirrored(bound, sign)) for stage in there], [*map(len, there)])
+
+    def mirrored(self, value: float, sign: int) -> float:
+        """A value, or with ``sign`` -1 its mirror image, which is above that of a bound where the value is below it.
+
+        The share of zeros is the image of that of ones.
+        """
+        return value if sign == 1 else 1 - value if "binomial" in self.claim.tests else -value
 
     @cached_property
     def p_values(self) -> dict[str, dict[str, float]]:
@@ -129,47 +132,7 @@ class Verdict:
             few = f"{len(self.counted)} seeds; a verdict takes {MIN_SEEDS}"
             seeds = f"{found} of {planned} seeds" if found < planned else few
             return f"provisional ({seeds}), {leaning}"
-        return f"undecided, {leaning} ({self.seeds_wanted})"
-
-    @property
-    def seeds_wanted(self) -> str:
-        """The seeds for 80% power, as a range: with the effect or spread as found, and as it may well be."""
-        values = list(self.counted.values())
-        if "signs" in self.claim.tests or "binomial" in self.claim.tests:
-            shares = [self.share_beyond(bound, sign) for bound, sign in self.bounds]
-            pairs = [
-                [
-                    seeds_for_share(share, least, self.alpha)
-                    for share in (fmean(ones), share_interval(ones, level=0.6)[1])
-                ]
-                for ones, least in shares
-            ]
-        elif not all(map(math.isfinite, values)):
-            return "some seeds are infinitely worse: no number of them is known"
-        else:
-            spreads = (stdev(values), largest_spread(values))
-            effects = [sign * (fmean(values) - bound) for bound, sign in self.bounds]
-            pairs = [[seeds_for_power(effect, spread, self.alpha) for spread in spreads] for effect in effects]
-        choose = min if self.leaning == FAILS else max  # to lie outside of two bounds, one is enough
-        few, many = (choose(n or math.inf for n in of_bounds) for of_bounds in zip(*pairs, strict=True))
-        return power_in_words(few, many)
-
-    def share_beyond(self, bound: float, sign: int) -> tuple[list[float], float]:
-        """The zeros and ones of which a test of shares decides that a bound is passed, and the share to be above."""
-        values = self.counted.values()
-        if "signs" in self.claim.tests:
-            return [float(sign * (value - bound) > 0) for value in values], 0.5
-        return [mirrored(value, sign) for value in values], mirrored(bound, sign)
-
-    @property
-    def bounds(self) -> list[tuple[float, int]]:
-        """The bounds to be shown to be passed for the verdict that the numbers lean towards, and in which direction."""
-        low, high, matters = self.claim.low, self.claim.high, self.claim.matters
-        if self.leaning == EQUAL and matters:
-            bound = low if math.isfinite(low) else high
-            return [(bound - matters, 1), (bound + matters, -1)]
-        sign = -1 if self.leaning == FAILS else 1
-        return [bound for bound in ((low, sign), (high, -sign)) if math.isfinite(bound[0])]
+        return f"undecided, {leaning} ({seeds_wanted(self)})"
 
     @property
     def summary(self) -> tuple[float, float, float]:
@@ -179,8 +142,9 @@ class Verdict:
             return share_interval(values, level=wide)
         if "ranks" in self.claim.tests:
             return rank_interval(values, level=wide)
-        by_mean = "t" in self.claim.tests or self.claim.of_shares
-        return (interval if by_mean else median_interval)(values, level=wide)
+        if self.claim.of_shares:
+            return share_difference_interval(values, level=wide)
+        return (interval if "t" in self.claim.tests else median_interval)(values, level=wide)
 
     @property
     def measured(self) -> str:
@@ -233,61 +197,38 @@ class Verdict:
         }
 
 
-def mirrored(value: float, sign: int) -> float:
-    """A value, or with ``sign`` -1 its mirror image about a half, as the share of zeros is of that of ones: it is above
-    the image of a bound where the value is below the bound."""
-    return value if sign == 1 else 1 - value
-
-
-def power_in_words(few: float, many: float) -> str:
-    """How many seeds have 80% power, at the least and at the most; infinitely many where no number is known."""
-    if math.isinf(few):
-        return "a thousand seeds would not give 80% power"
-    return f"{few} to {'more than a thousand' if math.isinf(many) else many} seeds for 80% power"
-
-
-class Measured(NamedTuple):
-    """What a claim is decided from: the number of each seed, and what :class:`Verdict` says of the runs."""
-
-    values: Mapping[str, float]
-    n_diverged: int = 0
-    objection: str | None = None
-
-    @classmethod
-    def of(cls, claim: Claim, runs: Sequence[Run]) -> "Measured":
-        """From the runs of a study."""
-        return cls(claim.values(runs), claim.n_diverged(runs), claim.objection(runs))
-
-    @classmethod
-    def recorded(cls, claim: Claim, record: Mapping[str, Any]) -> "Measured":
-        """From a verdicts.json; nothing where it has another number in the place of the claim's."""
-        found: Mapping[str, Any] = next((one for one in record["claims"] if one["number"] == claim.number), {})
-        values = {seed: float(value) for seed, value in found.get("values", {}).items()}
-        return cls(values, found.get("diverged", 0), found.get("objection"))
-
-
 def decide(
     claims: Sequence[Claim], found: Sequence[Measured], planned: Sequence[str], *, earlier: Stages = ()
 ) -> list[Verdict]:
     """The verdict of each claim. ``earlier`` are the stages at which the study was looked at before."""
     stages = stages_of([measured.values.keys() for measured in found], planned, earlier)
-    alpha = level(max(1, len(claims)), len(stages))
-    return [
-        Verdict(claim, measured.values, stages, alpha, measured.n_diverged, measured.objection)
-        for claim, measured in zip(claims, found, strict=True)
-    ]
+    return [decided(claim, measured, stages, len(claims)) for claim, measured in zip(claims, found, strict=True)]
+
+
+def decided(claim: Claim, measured: Measured, stages: Stages, claims: int) -> Verdict:
+    """The verdict on one of so many claims, at the first look that decides it: a later one does not take it back."""
+    looks = (
+        Verdict(claim, measured.values, stages[:look], level(claims, look), measured.n_diverged, measured.objection)
+        for look in range(1, len(stages) + 1)
+    )
+    for verdict in looks:
+        if verdict.decision not in (UNDECIDED, PROVISIONAL):
+            break
+    return verdict
 
 
 def stages_of(found: Sequence[Any], planned: Sequence[str], earlier: Stages) -> list[list[str]]:
     """The stages of a study: as they were, and one more where all claims have seeds beyond all that were there.
 
-    A plan that has grown since an earlier look adds a stage, too. A single seed is none: no test can judge it.
+    A plan that has grown or changed since an earlier look adds a stage, too; only one without any of its seeds is
+    another study. A single seed is no stage: no test can judge it.
     """
     if not planned:
         return [[]]
-    stages = [list(stage) for stage in earlier] if earlier and set(earlier[0]) <= set(planned) else [[*planned]]
+    stages = [list(stage) for stage in earlier] if earlier and set(earlier[0]) & set(planned) else [[*planned]]
     before = {seed for stage in stages for seed in stage}
-    if grown := [seed for seed in planned if seed not in before]:
+    grown = [seed for seed in planned if seed not in before]
+    if len(grown) > 1:
         return [*stages, grown]
     everywhere = set.intersection(*map(set, found)) if found else set()
     added = sorted(everywhere - before, key=lambda seed: (len(seed), seed))
@@ -309,7 +250,7 @@ def cost(runs: Sequence[Run]) -> dict[str, Any]:
 
 def conclusion(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """The verdicts and the stages of their seeds, for verdicts.json."""
-    stages = verdicts[0].stages if verdicts else []
+    stages = max((verdict.stages for verdict in verdicts), key=len, default=[])
     return {"alpha": ALPHA, "stages": stages, "claims": [verdict.record() for verdict in verdicts]}
 
 
@@ -325,13 +266,18 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
 
 
 def protocol(verdicts: Sequence[Verdict]) -> str:
-    """How these verdicts were reached, in two sentences."""
-    first, looks = verdicts[0], len(verdicts[0].stages)
+    """How these verdicts were reached, in a few sentences."""
+    last = max(verdicts, key=lambda verdict: len(verdict.stages))
     small = {verdict.claim.matters for verdict in verdicts if verdict.claim.matters}
     matters = f" Differences below {', '.join(f'{size:g}' for size in sorted(small))} are small." if small else ""
+    planned, *added = (len(stage) for stage in last.stages)
+    levels = [level(len(verdicts), look) for look in range(1, len(last.stages) + 1)]
+    more = "".join(f" and {n} added" for n in added)
+    then = f" A claim that look 1 decides stays decided; look {len(levels)} has what it left open." if added else ""
     return (
-        f"Look {looks} at {len(first.stages[0])} planned seeds: every test is one-sided at {first.alpha:.2g}, so that "
-        f"with {len(verdicts)} claims at most {ALPHA:.0%} of such studies err in any verdict; intervals are at "
-        f"{1 - 2 * first.alpha:.4g}. The centre is the mean; where signs decide, the median; where ranks decide, the "
-        f"median of the means of all pairs.{matters}"
+        f"Look {len(levels)} at {planned} planned{more} seeds: every test is one-sided at "
+        f"{', then at '.join(f'{alpha:.2g}' for alpha in levels)}, so that with {len(verdicts)} claims at most "
+        f"{ALPHA:.0%} of such studies err in any verdict; intervals are at "
+        f"{', then at '.join(f'{1 - 2 * alpha:.4g}' for alpha in levels)}.{then} The centre is the mean; where signs "
+        f"decide, the median; where ranks decide, the median of the means of all pairs.{matters}"
     )
