@@ -22,7 +22,7 @@ from wganlab.report.figures import every_seed
 from wganlab.report.measured import Measured
 from wganlab.report.publish import export
 from wganlab.report.studies import publish, take_home
-from wganlab.report.tables import latex_table, markdown_table
+from wganlab.report.tables import Table, cell, latex_table, markdown, markdown_table
 from wganlab.report.verdicts import Verdict, decide
 from wganlab.runs import Run, find_runs
 from wganlab.schema import ConfigError
@@ -671,9 +671,7 @@ def test_publishing_loses_no_seeds_and_keeps_nothing_that_is_gone(tmp_path: Path
     publish(folder, sweep)
     written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     shutil.rmtree(sweep / "slow7")
-    with pytest.raises(
-        ConfigError, match="lacks runs of seed 7, by which it was published that: Fast is near"
-    ):
+    with pytest.raises(ConfigError, match="lacks runs of seed 7, by which it was published that: Fast is near"):
         publish(folder, sweep)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
     record = json.loads((folder / "verdicts.json").read_text())
@@ -739,3 +737,14 @@ def test_arms_are_summed_up_with_intervals(tmp_path: Path) -> None:
     text = latex_table(records)
     assert text.count("\\\\") == 3
     assert "11 $\\pm$ 2.484" in text
+
+
+def test_a_mean_of_counts_is_not_rounded_to_a_count() -> None:
+    assert cell((7.5, 6.5, 8.5), ".0f") == "7.5 ± 1.0"
+    assert cell((8.0, 7.0, 9.0), ".0f") == "8 ± 1"
+    assert cell(8, ".0f") == "8"
+
+
+def test_what_would_end_a_cell_or_a_row_does_not() -> None:
+    table = Table(["a"], [["one\ntwo | three \\| four\n"]])
+    assert markdown(table) == "| a |\n|---|\n| one two \\| three \\\\\\| four |\n"

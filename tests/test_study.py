@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import TINY, first_job, wganlab
 from wganlab.build import build_module
 from wganlab.config import composer
+from wganlab.report.verdicts import verdict_table
 from wganlab.runs import find_runs
 from wganlab.schema import ConfigError, leaves
-from wganlab.study import arm_names, find_study, multirun, read_study, several_at_a_time, studies
+from wganlab.study import arm_names, find_study, multirun, read_study, several_at_a_time, studies, verdicts
 from wganlab.sweeps import plan_sweep
 from wganlab.validate import parameters_at
 
@@ -222,6 +224,17 @@ def test_a_studys_numbers_and_folder_may_be_written_as_usual(tmp_path: Path, mon
     assert multirun(tmp_path / "mine", ["hydra.sweep.dir='a b'"])[1] == "a b"
     with pytest.raises(ConfigError, match="must be a plain path"):
         multirun(tmp_path / "mine", ["hydra.sweep.dir=${oc.env:SCRATCH}/out"])
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.parent.name for path in Path("experiments").glob("*/verdicts.json") if "archi" not in str(path))
+)
+def test_published_verdicts_are_those_of_the_published_numbers(name: str) -> None:
+    folder = Path("experiments", name)
+    found = verdicts(folder, [], folder)
+    assert verdict_table(found) == (folder / "verdicts.md").read_text(encoding="utf-8")
+    published = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))["claims"]
+    assert [verdict.description for verdict in found] == [claim["description"] for claim in published]
 
 
 def test_a_users_own_study(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def cell(value: float | tuple[float, float, float] | None, form: str) -> str:
     """A number as the tables show it; of (mean, low, high) the mean ± half the interval."""
     if isinstance(value, tuple):
         mean, low, high = value
+        if form == ".0f" and not mean.is_integer():  # of counts
+            form = ".1f"
         return format(mean, form) + (f" ± {format((high - low) / 2, form)}" if high > low else "")
     return "–" if value is None else format(value, form)
 
