@@ -116,8 +116,12 @@ def test_across_published_studies(tmp_path: Path) -> None:
     assert scores["a"].tolist() == [-10] * 8, "of modes, more is better"
     done = in_process("study", "--across", "one", "other", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["experiments/across.md", "experiments/across.svg"]
-    text = (tmp_path / "experiments" / "across.md").read_text()
+    assert done.stdout.splitlines()[-2:] == ["outputs/across.md", "outputs/across.svg"]
+    text = (tmp_path / "outputs" / "across.md").read_text()
+    assert done.stdout.startswith(text)
+    assert not (tmp_path / "experiments" / "across.md").exists()
+    assert in_process("study", "--publish", "--across", "one", "other", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "experiments" / "across.md").read_text() == text
     assert "| a | – | **1.00 [1.00, 1.00]** |" in text
     assert "over one (eval/modes), other (eval/modes), 8 seeds or more each" in text
     for names, expected in (

@@ -79,6 +79,9 @@ def test_a_timer_ends_a_run_with_a_row_and_a_checkpoint(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     last = int(rows(tmp_path / "run")[-1]["step"])
     assert 0 < last < 100_000
+    assert f"completed {last} generator steps of 100,000, ended by a callback or max_time, in" in done.stdout
+    again = in_process("train", "run=run", cwd=tmp_path)
+    assert f"already completed after {last:,} of 100,000 steps, of which a higher steps= makes more" in again.stdout
     assert rows(tmp_path / "run")[-1]["eval/emd"], "the end is scored"
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == last
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from tests.conftest import config, images
-from wganlab.build import construct, open_stream, read_once
+from tests.conftest import config, images, wganlab
+from wganlab.build import check_draw, construct, open_stream, read_once
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import FILES, IMAGES, MNIST, FashionMNIST
 from wganlab.data.stacked import Stacked
-from wganlab.data.stream import BatchStream, to_unit_range
+from wganlab.data.stream import BatchStream, content_hash, to_unit_range
 from wganlab.metrics.protocol import reference
 from wganlab.schema import ConfigError, InvalidValueError
 
@@ -315,11 +316,87 @@ IMAGES_OF_OWN = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
         (IMAGES_OF_OWN, torch.zeros(6, 1, dtype=torch.long), "labels must be a tensor of 6 whole numbers"),
         (IMAGES_OF_OWN, torch.zeros(12, dtype=torch.long), "labels must be a tensor of 6 whole numbers"),
         (IMAGES_OF_OWN, torch.zeros(6), "labels must be a tensor of 6 whole numbers"),
+        (IMAGES_OF_OWN[:4], None, r"load\(\) returns 4 samples, and its length is 6"),
+        (IMAGES_OF_OWN / torch.arange(6).view(6, 1, 1, 1), None, "is not finite in 1 samples, the first of them 0"),
     ],
 )
 def test_what_a_users_data_set_returns_is_checked(samples: Any, labels: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=f"^dataset: .*{said}"):
         read_once(Own(samples, labels), "a user's own")
+
+
+def test_images_in_another_range_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    for scale, said in ((255.0, "note: the images are 0 to 255, and generators"), (1.0, "are 0 to 1"), (-1.0, "")):
+        samples = torch.ones(6, 3, 8, 8) * abs(scale)
+        samples[0] = -1 if scale < 0 else 0
+        read_once(Own(samples), f"of {scale}")
+        out = capsys.readouterr().out
+        assert said in out
+        assert bool(out) == bool(said)
+
+
+def test_half_precision_has_a_fingerprint_of_its_own() -> None:
+    half = torch.ones(2, 3, dtype=torch.bfloat16)
+    assert content_hash(half) != content_hash(half.half())
+    assert content_hash(half) == content_hash(half.clone())
+
+
+OWN = """
+import torch
+
+class Own:
+    shape = (1, 8, 8)
+    def __init__(self, n: int = 64): self.n = n
+    def __len__(self): return self.n
+    def load(self): return torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+
+class Shapeless:
+    def __len__(self): return 64
+    def load(self): return torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+"""
+
+
+def test_refused_data_leave_no_folder_and_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own_data.py").write_text(OWN)
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    for name, content in (("own", "_target_: own_data.Own\nn: 70"), ("shapeless", "_target_: own_data.Shapeless")):
+        (tmp_path / "conf" / "dataset" / f"{name}.yaml").write_text(content + "\n")
+    for name, said in (
+        ("own", "dataset: its load() returns 64 samples, and its length is 70"),
+        ("shapeless", "dataset: a Shapeless has no shape; a data set has shape, __len__ and load(), or endless, shape"),
+    ):
+        given = ["--config-dir", "conf", f"dataset={name}", "model=mlp", "steps=2", "logger=none", "hydra.run.dir=run"]
+        done = wganlab("train", *given, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+
+
+class Drawn:
+    """A user's endless data set, which draws whatever it was given."""
+
+    shape, endless = (2,), True
+
+    def __init__(self, drawn: Any) -> None:
+        self.drawn = drawn
+
+    def draw(self, n: int, random: torch.Generator) -> Any:
+        return self.drawn
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        (torch.zeros(2, 2), r"what its draw\(\) returns is a Tensor; must be a pair of samples and labels"),
+        ((torch.zeros(2, 3), None), r"what its draw\(\) returns is torch.float32 of \(2, 3\); must be a tensor"),
+        ((torch.zeros(2, 2, dtype=torch.long), None), r"what its draw\(\) returns is torch.int64"),
+        ((torch.full((2, 2), math.inf), None), r"what its draw\(\) returns is not finite"),
+    ],
+)
+def test_what_a_users_endless_data_set_draws_is_checked(drawn: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^dataset: .*{said}"):
+        check_draw(Drawn(drawn))
 
 
 def test_labels_of_a_users_data_set_may_be_of_any_integer_type() -> None:

@@ -45,6 +45,17 @@ def test_an_export_takes_labels(form: str, user: Path) -> None:
     assert loaded.classes == list(range(10))
     torch.testing.assert_close(loaded.sample(4, labels=[3]), run.sample(4, labels=[3]))
     assert not torch.equal(loaded.sample(4, labels=[3]), loaded.sample(4, labels=[7]))
+    several = torch.tensor([3, 7])
+    torch.testing.assert_close(loaded.sample(4, labels=several), run.sample(4, labels=several))
+    assert loaded.sample(4).shape == (4, 1, 8, 8), "of four of the ten"
+    for one in (run, loaded):
+        with pytest.raises(ConfigError, match=r"labels=\[\]: must name one or more; allowed are 0 to 9"):
+            one.sample(4, labels=[])
+        with pytest.raises(ConfigError, match="n=1: must be at least one for each of 2 labels"):
+            one.sample(1, labels=[3, 7])
+    for one in (wganlab.load_run(user / "plain"), wganlab.load_export(user / f"plain_{form}")):
+        with pytest.raises(ConfigError, match=r"labels=\[3\]: .* takes none"):
+            one.sample(4, labels=[3])
 
 
 def test_what_is_no_export_is_refused_and_no_code_is_run(user: Path, tmp_path: Path) -> None:
@@ -52,6 +63,8 @@ def test_what_is_no_export_is_refused_and_no_code_is_run(user: Path, tmp_path: P
         wganlab.load_export(user / "plain")
     with pytest.raises(ConfigError, match="nowhere: no such folder; of the Hub, USER/NAME"):
         wganlab.load_export("nowhere")
+    with pytest.raises(ConfigError, match=r"plian: no such folder$"):
+        wganlab.load_export(user / "plian")
     for name in ("config.json", "generator.safetensors"):
         (tmp_path / name).write_bytes((user / "plain_safetensors" / name).read_bytes())
     (tmp_path / "generator.py").write_text("raise SystemExit('run')")

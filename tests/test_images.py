@@ -1,7 +1,9 @@
 """Folders of images as people have them."""
 
 import io
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,9 @@ def test_broken_images_are_named_and_skipped_up_to_a_limit(pictures: Path, capsy
     with pytest.raises(ValueError, match=r"3 of 10 files cannot be decoded, more than max_broken=2"):
         ImageFolder(root=str(pictures), size=16, max_broken=2).load()
     assert not list(pictures.glob(".wganlab-*.part"))
+    (pictures / "empty.jpg").unlink()
+    with pytest.raises(ValueError, match=r"2 of 9 files cannot be decoded.*UnidentifiedImage"):
+        ImageFolder(root=str(pictures), size=16, max_broken=1).load()  # from the cache
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
@@ -176,6 +181,36 @@ def test_splits_are_no_classes(
     assert ("whose folders are the classes" in capsys.readouterr().out) == (split is not None)
 
 
+def test_a_class_has_the_same_number_in_every_split(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        (tmp_path / name).mkdir(parents=True)
+        picture(10).save(tmp_path / name / "x.png")
+    source = ImageFolder(root=str(tmp_path), size=8, split="test")
+    source.load()
+    labels = source.labels()
+    assert labels is not None
+    assert labels.tolist() == [0, 2]
+
+
+def test_images_beside_the_folders_of_classes_are_the_last_class(pictures: Path) -> None:
+    picture(10).save(pictures / "a cover.png")
+    source = ImageFolder(root=str(pictures), size=8)
+    source.load()
+    labels = source.labels()
+    assert labels is not None
+    assert labels.tolist() == [2, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_torn_cache_is_made_again(pictures: Path) -> None:
+    images = ImageFolder(root=str(pictures), size=8).load().clone()
+    for name, content in ((".npy", b"torn"), (".json", b"{"), (".npy", None)):
+        (cache,) = pictures.glob(f".wganlab-*{name}")
+        cache.unlink()
+        if content is not None:
+            cache.write_bytes(content)
+        assert torch.equal(ImageFolder(root=str(pictures), size=8).load(), images)
+
+
 def test_folders_beside_others_are_no_splits_unless_asked_for(splits: Path) -> None:
     with pytest.raises(InvalidValueError, match=r"split=test.*no such folder; its splits: train, val"):
         ImageFolder(root=str(splits), size=8, split="test")
@@ -219,6 +254,27 @@ def test_a_key_sets_the_scale_of_deep_images(tmp_path: Path) -> None:
     assert values(tmp_path) == [0, 128, 255]
     Image.fromarray(np.full((8, 8), -1, dtype=np.float32)).save(tmp_path / "0.tif")
     assert values(tmp_path) == [0, 191, 255], "negative values: from minus the highest"
+
+
+def test_splits_of_deep_images_have_one_scale(tmp_path: Path) -> None:
+    """The brightest value is in train alone; 800 of 4,095 is the same in both."""
+    for name, value in (("train/a", 800), ("train/b", 4000), ("test/a", 800)):
+        (tmp_path / name).mkdir(parents=True)
+        grey(tmp_path / name / "x.png", value)
+    assert values(tmp_path, split="test") == [round(800 * 255 / 4095)] == values(tmp_path, split="train")[:1]
+
+
+def test_colours_of_16_bits_have_the_range_of_16_bits_or_are_refused(tmp_path: Path) -> None:
+    raw = np.full((8, 8, 3), 3000, dtype=">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in raw)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    ]
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert values(tmp_path) == [3000 >> 8]
+    with pytest.raises(InvalidValueError, match="colours of 16 bits, of which Pillow gives the high byte"):
+        values(tmp_path, value_range=(0, 4095), max_broken=0)
 
 
 def test_what_pillow_opens_is_an_image_whatever_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

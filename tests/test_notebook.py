@@ -28,7 +28,7 @@ from tests.test_resume import assert_same, outcome
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.notebook import LoadedRun
 from wganlab.sample import main as sample
-from wganlab.schema import ConfigError
+from wganlab.schema import ConfigError, locate
 
 SMALL = [
     "dataset=gaussians8",
@@ -233,6 +233,34 @@ def test_samples_are_those_of_the_command(made: LoadedRun, tmp_path: Path) -> No
     assert drawn.tolist() == pytest.approx(np.loadtxt(tmp_path / "made" / "points.csv", delimiter=","), rel=1e-5)
 
 
+NOISY = """
+import torch
+from wganlab.networks.mlp import Generator
+
+class Noisy(Generator):
+    def forward(self, latents):
+        return super().forward(latents) + torch.randn(len(latents), 1)
+"""
+
+
+def test_a_generator_that_draws_noise_draws_the_same_for_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noisy_nets.py").write_text(NOISY)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ["model.generator._target_=noisy_nets.Noisy", f"hydra.run.dir={tmp_path / 'run'}"]
+    run = wganlab.train([*SMALL, *given])
+    before = torch.get_rng_state()
+    assert torch.equal(run.sample(5, seed=1), run.sample(5, seed=1))
+    assert not torch.equal(run.sample(5, seed=1), run.sample(5, seed=2))
+    assert torch.equal(torch.get_rng_state(), before)
+    (tmp_path / "noisy_nets.py").write_text(NOISY + "        raise NameError\n    def __init__(self, **x): gian\n")
+    monkeypatch.delitem(sys.modules, "noisy_nets")
+    locate.cache_clear()
+    with pytest.raises(NameError):
+        wganlab.load_run(tmp_path / "run")
+
+
 def test_a_fixed_generator_leaves_the_critic(tmp_path: Path) -> None:
     wganlab.train([*SMALL, "training=fixed_generator", f"hydra.run.dir={tmp_path / 'run'}"])
     run = wganlab.load_run(tmp_path / "run")
@@ -245,7 +273,7 @@ def test_a_fixed_generator_leaves_the_critic(tmp_path: Path) -> None:
 def test_a_run_without_checkpoints_has_a_history(tmp_path: Path) -> None:
     run = wganlab.train([*SMALL, "~callbacks.checkpoints", f"hydra.run.dir={tmp_path / 'run'}"])
     assert run.summary["steps"] == 12
-    with pytest.raises(ConfigError, match="has no such checkpoint; the run has saved none yet"):
+    with pytest.raises(ConfigError, match="has no such checkpoint; the run has saved none"):
         run.critic  # noqa: B018
 
 

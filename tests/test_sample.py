@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import wganlab
 from wganlab import export
 from wganlab import sample as sampling
-from wganlab.data.stream import to_unit_range
+from wganlab.data.stream import to_bytes, to_unit_range
 from wganlab.pictures import save_grid
 from wganlab.sample import interpolate_latents, write_samples
 from wganlab.sample import main as sample
@@ -40,6 +40,13 @@ def test_every_grey_value_is_saved_as_itself(tmp_path: Path) -> None:
     write_samples([to_unit_range(values)], tmp_path / "made", None, None)
     for path in (tmp_path / "grid.png", tmp_path / "made" / "images" / "00000.png"):
         assert np.array(Image.open(path)).tolist() == values[0, 0].tolist()
+
+
+def test_images_of_many_channels_are_arrays(tmp_path: Path) -> None:
+    images = torch.rand(3, 5, 8, 8) * 2 - 1
+    write_samples([images], tmp_path, None, None)
+    assert Image.open(tmp_path / "samples.png").mode == "RGB"
+    assert np.array_equal(np.load(tmp_path / "images" / "00002.npy"), to_bytes(images[2]).numpy())
 
 
 def test_sample_is_reproducible_and_depends_on_the_seed(run_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_bad_input(override: str, expected: str, run_of: Callable[[str], Path]) 
 def test_damaged_and_missing_checkpoints_are_refused(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_of("gan") / ".hydra", run / ".hydra")
-    with pytest.raises(ConfigError, match="has no such checkpoint; the run has saved none yet"):
+    with pytest.raises(ConfigError, match="has no such checkpoint; the run has saved none"):
         sample([f"run={run}"])
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")

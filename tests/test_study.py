@@ -249,5 +249,11 @@ def test_a_users_own_study(tmp_path: Path) -> None:
     (own / "study.yaml").write_text("question: Does it?\nswep: 1\n")
     with pytest.raises(ConfigError, match=r"study.yaml: swep: unknown key; allowed are question, sweep"):
         read_study(own)
+    (own / "study.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"mine: has no study\.yaml"):
+        find_study(str(own))
+    (own / "arms" / "one.yaml").write_text("steps: 3\n")
+    with pytest.raises(ConfigError, match=r"arms/one.yaml: its first line must be # @package _global_"):
+        arm_names(own)
     with pytest.raises(ConfigError, match=r"nothing: no such study; allowed are .*parallel_lines, .*s1_dcgan_mnist"):
         find_study("nothing")

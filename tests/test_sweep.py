@@ -108,6 +108,21 @@ def test_a_sweep_over_fewer_keys_does_not_repeat_the_runs_of_its_folder(tmp_path
     assert damaged.stderr == "wganlab: hydra.sweep.dir=out: its sweep.json is damaged; delete that file\n"
 
 
+def test_a_sweep_and_a_run_have_folders_of_their_own(tmp_path: Path) -> None:
+    given = [*TOY, *QUICK, *SILENT, "steps=2"]
+    for name, kind, other in (
+        ("one", "hydra.run.dir", "hydra.sweep.dir"),
+        ("many", "hydra.sweep.dir", "hydra.run.dir"),
+    ):
+        flags = {"hydra.run.dir": [], "hydra.sweep.dir": ["-m", "seed=0,1"]}
+        assert in_process("train", *flags[kind], *given, f"{kind}={name}", cwd=tmp_path).returncode == 0
+        before = sorted(tmp_path.rglob("*"))
+        mixed = in_process("train", *flags[other], *given, f"{other}={name}", cwd=tmp_path)
+        assert mixed.returncode == 2
+        assert "already holds a run" in mixed.stderr or f"{other}={name}: holds a " in mixed.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_killed_worker_takes_no_other_job_with_it(tmp_path: Path) -> None:
     (tmp_path / "saboteur.py").write_text(SABOTEUR)
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

@@ -1,6 +1,7 @@
 """Tables are data: rows of a CSV file are read, learned, drawn and written under their names and in their units."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,12 @@ def test_other_separators_a_byte_order_mark_and_a_constant_column(delimiter: str
         ("a,b\n", {}, "path=.*holds no rows"),
         ("1,2\n3,4\n", {}, r"path=.*first line should name the columns, and holds numbers \(1, 2"),
         ("a,a\n1,2\n", {}, "path=.*two of its columns are named 'a'"),
-        ("a,b\n1,2\n3\n", {}, "path=.*row 3 has 1 cells, the first has 2"),
-        ("a,b\n1,2\n3,\n", {}, "path=.*column 'b', row 3 has ''"),
-        ("a,b\n1,inf\n", {}, "path=.*column 'b', row 2 has 'inf'"),
+        ("a,b\n1,2\n\n3\n", {}, "path=.*line 4 has 1 cells, the first has 2"),
+        ("a,b\n\n1,2\n3,\n", {}, "path=.*column 'b', line 4 has ''"),
+        ("a,b\n1,inf\n", {}, "path=.*column 'b', line 2 has 'inf'"),
+        (",b\n0,2\n1,3\n", {}, "path=.*column 1 has no name; give it one, or leave it out by columns"),
+        ("a\n1e39\n2\n", {"standardise": False}, "path=.*holds numbers that are too large for single precision"),
+        ("a\n1e300\n-1e300\n", {}, "path=.*holds numbers that are too large for single precision"),
         ("a,b\n1,2\n", {"columns": ["a", "c"]}, "columns=c: no such column; .* has a, b"),
         ("a,b\n1,2\n", {"label": "c"}, "label=c: no such column; .* has a, b"),
         ("a,b\n1,2\n", {"columns": ["a", "a"]}, "columns=.*none twice"),
@@ -115,8 +119,29 @@ def test_a_table_is_learned_drawn_and_written(wine: Path, tmp_path: Path) -> Non
     with open(tmp_path / "made" / "table.csv", newline="") as file:
         names, *rows = csv.reader(file)
     assert names == WINE.feature_names
-    expected = run.sample(40).numpy() * WINE.data.std(0) + WINE.data.mean(0)
+    assert run.columns is not None
+    expected = run.columns.in_units(run.sample(40)).numpy()
+    assert expected == pytest.approx(run.sample(40).numpy() * WINE.data.std(0) + WINE.data.mean(0), rel=1e-4, abs=1e-4)
     assert np.array(rows, dtype=float) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_another_table_is_compared_in_the_units_of_the_one_that_was_learned(tmp_path: Path) -> None:
+    """A generator of numbers about 0 is a thousand away from a table of numbers about 1,000, and not next to it."""
+    numbers = np.random.default_rng(0).normal(size=(200, 2))
+    for name, head, rows in (("a", "x,y", numbers), ("b", "x,y", numbers + 1000), ("c", "y,x", numbers)):
+        np.savetxt(tmp_path / f"{name}.csv", rows, delimiter=",", header=head, comments="")
+    run = wganlab.train(["dataset=csv", f"dataset.path={tmp_path}/a.csv", *QUICK, f"hydra.run.dir={tmp_path / 'run'}"])
+    given = ["evaluate", f"run={run.folder}", "n=32", "extractor=none"]
+    done = in_process(*given, f"dataset.path={tmp_path}/b.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = (json.loads(path.read_text()) for path in run.folder.glob("evaluation/*.json"))
+    assert run.columns is not None
+    away = (1000 / run.columns.scale).norm().item()
+    assert record["scores"]["eval/emd_raw"] == pytest.approx(away, rel=0.01)
+    done = in_process(*given, f"dataset.path={tmp_path}/c.csv", cwd=tmp_path)
+    assert "dataset: its columns are y, x, and the generator makes x, y" in done.stderr
+    done = in_process(*given, f"dataset.path={tmp_path}/b.csv", "split=training", cwd=tmp_path)
+    assert "split=training: is of the run's own data, beside dataset.path; allowed is auto" in done.stderr
 
 
 def test_a_table_that_has_changed_is_read_again_by_the_same_process(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from wganlab.data.stream import Batch, EndlessStream
 from wganlab.data.toys import Gaussians, Gaussians8, Gaussians25, ParallelLine, Points, SwissRoll
 from wganlab.distances import js, sliced_wasserstein
 from wganlab.pair import sample_latents
-from wganlab.pictures import SURFACE, value_surface
+from wganlab.pictures import SURFACE, save_scatter, value_surface
 from wganlab.training import fit
 from wganlab.validate import validate
 
@@ -156,6 +156,15 @@ def test_value_surface_is_the_critic_on_a_grid() -> None:
     assert values.shape == (SURFACE, SURFACE) == (128, 128)
     assert (ticks[0], ticks[-1]) == (-3, 3)
     assert values[0, -1].item() == pytest.approx(9), "x is 3 and y is -3: rows run along y"
+
+
+def test_points_that_lie_far_out_are_in_the_picture(tmp_path: Path) -> None:
+    angle = torch.arange(64) / 10
+    ring = 8 * torch.stack([angle.cos(), angle.sin()], 1)
+    save_scatter(ring * 0, tmp_path / "far.png", real=ring)
+    pixels = np.asarray(Image.open(tmp_path / "far.png").convert("RGB"), dtype=int)
+    red, green, blue = pixels.reshape(-1, 3).T
+    assert ((red > 240) & (green < 240) & (blue < green)).sum() > 200, "orange"
 
 
 def test_a_trained_toy_can_be_sampled(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def open_stream(
         "numbered": module is not None and module.numbers_samples,
     }
     if size(source) is None:
+        check_draw(source)
         return EndlessStream(source, **options)
     with naming(config, "dataset"):
         data = read_once(source, OmegaConf.to_yaml(config.dataset, resolve=True))
@@ -267,6 +268,9 @@ def read_once(source: Source, described: str) -> Data:
         LAST_READ.clear()  # before the next are read: never two at a time
         held_out = getattr(source, "held_out", None)
         data = checked(source, source.load(), labels_of(source))
+        if len(data[0]) != len(source):
+            fault = f": its load() returns {len(data[0]):,} samples, and its length is {len(source):,}"
+            raise ConfigError("dataset", fault)
         apart = held_out() if held_out else None
         LAST_READ[described] = Data(*data, *(checked(source, *apart, of="held_out") if apart else ()))
     return LAST_READ[described]
@@ -281,12 +285,37 @@ def checked(source: Source, samples: Any, labels: Any, *, of: str = "load") -> t
     if samples.shape[1:] != tuple(source.shape) or not (samples.dtype == torch.uint8 or samples.is_floating_point()):
         found = f"{samples.dtype} of ({', '.join(map(str, samples.shape))})"
         raise ConfigError("dataset", f": what its {of}() returns is {found}; {allowed}")
+    check_values(samples, of)
     if labels is None:
         return samples, None
     numbers = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
     if not numbers or labels.shape != samples.shape[:1]:
         raise ConfigError("dataset", f": its labels must be a tensor of {len(samples)} whole numbers")
     return samples, labels.long()
+
+
+def check_draw(source: Any) -> None:
+    """Raises ConfigError where what an endless source draws is not samples and labels, or no labels."""
+    drawn = source.draw(2, torch.Generator().manual_seed(0))
+    if not isinstance(drawn, tuple) or len(drawn) != 2:
+        fault = f"a {type(drawn).__name__}; must be a pair of samples and labels, or None in their place"
+        raise ConfigError("dataset", f": what its draw() returns is {fault}")
+    checked(source, *drawn, of="draw")
+
+
+def check_values(samples: Tensor, of: str) -> None:
+    """Floating-point samples must be finite; of images in another range than generators make, a note says so.
+
+    Raises ConfigError where they are not.
+    """
+    if not samples.is_floating_point():
+        return
+    if not (finite := torch.isfinite(samples).flatten(1).all(1)).all():
+        fault = f"is not finite in {int((~finite).sum()):,} samples, the first of them {int((~finite).nonzero()[0])}"
+        raise ConfigError("dataset", f": what its {of}() returns {fault}")
+    low, high = samples.min().item(), samples.max().item()
+    if samples.dim() == 4 and (low < -1 - 1e-3 or high > 1 + 1e-3 or (low >= 0 and high > 0)):
+        print(f"note: the images are {low:g} to {high:g}, and generators that end in tanh make -1 to 1", flush=True)
 
 
 def hold_out(n: int, held_out: int) -> tuple[Tensor, Tensor]:

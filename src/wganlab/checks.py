@@ -1,8 +1,10 @@
 """Checks of config values against what :mod:`wganlab.schema` reads from signatures, in words where they fail."""
 
+import difflib
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -46,7 +48,17 @@ def check_value(hint: Any, value: Any, key: str) -> Any:
     if isinstance(value, bool | int | float | list) and "a text" in allowed:
         allowed += f"""; a text that looks otherwise is quoted twice: "{key}='...'\""""
     shown = json.dumps(value, default=str) if isinstance(value, list | dict | bool | None) else value
+    if isinstance(value, str) and "a text" not in allowed and reads_otherwise(value):
+        shown = f"'{value}' (a text)"
     raise ConfigError(key, f"={shown}: must be {allowed}") from None
+
+
+def reads_otherwise(text: str) -> bool:
+    """Whether a text without quotes would be a number, a truth value or nothing."""
+    try:
+        return not isinstance(json.loads(text), str)
+    except ValueError:
+        return False
 
 
 def check_call(
@@ -117,8 +129,17 @@ def import_target(node: Mapping[str, Any], key: str) -> Any:
     try:
         return locate(node["_target_"])
     except (Exception, SystemExit) as error:  # an import runs whatever code the module holds
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = misnamed(node["_target_"]) or " ".join(str(error.__cause__ or error).split())
         raise ConfigError(f"{key}._target_", f"={node['_target_']}: cannot be imported ({reason})") from None
+
+
+def misnamed(target: str) -> str | None:
+    """What an imported module has in the place of a name that it has not; None where the name is not what is wrong."""
+    module, _, name = target.rpartition(".")
+    if module not in sys.modules or hasattr(sys.modules[module], name):
+        return None
+    close = difflib.get_close_matches(name, dir(sys.modules[module]), 1)
+    return f"{module} has no {name}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def is_plain(value: Any) -> bool:

@@ -167,7 +167,8 @@ def study(arguments: Sequence[str]) -> int | None:
             print(studies.index(), end="")
             return 0
         if options.across:
-            print(*map(from_here, studies.across(options.overrides)), sep="\n")
+            written = studies.across(options.overrides, publish=options.publish)
+            print(written[0].read_text(encoding="utf-8"), *map(from_here, written), sep="\n")
             return 0
         folder, given = study.find_study(options.overrides[0]), options.overrides[1:]
         written = studies.publish(folder, Path(study.multirun(folder, given)[1]), budget=study.budget_of(given))
@@ -320,7 +321,7 @@ def report_error(error: Exception) -> int:
         print_error(f"{name}, {where}")
         traceback.print_exception(error)
         return 1
-    if name == "ConfigError" or family in ("hydra", "omegaconf", "yaml"):
+    if name in ("ConfigError", "MisconfigurationException") or family in ("hydra", "omegaconf", "yaml"):
         return print_error(" ".join(str(error).split()))
     if isinstance(error, FloatingPointError | OSError) or name == "BusyError":
         print_error(f"{name}: {error}" if isinstance(error, OSError) else str(error))

@@ -131,7 +131,7 @@ def bracketed(opening: str, items: Iterable[str], closing: str) -> str:
 
 
 def layer(module: nn.Module) -> str:
-    """A layer of torch.nn as the call that its repr shows.
+    """A layer of torch.nn as the call that its repr shows, with what this leaves out of its parameters.
 
     Without what is so by default: newer versions of torch have parameters that others do not know.
     Raises ValueError where the repr is no call.
@@ -145,6 +145,12 @@ def layer(module: nn.Module) -> str:
                 keyword.value = ast.Constant(keyword.value.id)
             if ast.literal_eval(keyword.value) != known[keyword.arg or ""].default:
                 kept.append(keyword)
+        said = {keyword.arg for keyword in call.keywords}
+        for name, parameter in known.items():  # align_corners of nn.Upsample, say
+            value = getattr(module, name, None)
+            optional = parameter.default is not parameter.empty and name not in said
+            if optional and isinstance(value, bool | int | float | str) and value != parameter.default:
+                kept.append(ast.keyword(name, ast.Constant(value)))
         call.func, call.keywords = ast.Name(f"nn.{type(module).__name__}"), kept
         return ast.unparse(call)
     except (SyntaxError, ValueError, KeyError, AttributeError):

@@ -124,7 +124,9 @@ def check_shapes(
             return None
         raise
     if scores.shape != (n,):
-        raise ConfigError("model.critic", f": must give one score per sample, not {tuple(scores.shape)}")
+        fault = f": must give scores of shape ({n},), one for each of {n} samples, not {tuple(scores.shape)}"
+        squeeze = "; .squeeze(1) makes them so" if tuple(scores.shape) == (n, 1) else ""
+        raise ConfigError("model.critic", fault + squeeze)
     return scores
 
 

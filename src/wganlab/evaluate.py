@@ -15,6 +15,7 @@ from wganlab.adversarial import AdversarialModule
 from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import build_module, construct, open_stream, trained_config
+from wganlab.data import Columns, columns_of
 from wganlab.data.stream import BatchStream, same_content, to_unit_range
 from wganlab.files import from_here, write_json
 from wganlab.metrics import METRICS
@@ -74,6 +75,9 @@ def evaluate(
         raise ConfigError("run", f"={run}: its scores go into it, and it cannot be written to; give a copy")
     with at_hand(trained_config(opened, "score"), opened) as config:
         trained, others = moved(config, dataset)
+        if others and split != "auto":
+            fault = f"={split}: is of the run's own data, beside dataset.{next(iter(others))}; allowed is auto"
+            raise ConfigError("split", fault)
         protocol = Protocol(n=n, images=images, extractor=extractor)
         module, stream, step = load(trained, opened.checkpoint(checkpoint))
     if weights == "raw":
@@ -148,7 +152,21 @@ def prepare_with_others(protocol: Protocol, stream: BatchStream, trained: DictCo
     others = open_stream(changed, source, torch.device("cpu"))
     wanted = max(2 * protocol.n, protocol.images)
     named = ",".join(f"{key}={value}" for key, value in dataset.items())
-    protocol.prepare(stream, others.fixed_samples(wanted), labels=others.fixed_labels(wanted), split=named)
+    real = in_units_of(columns_of(stream.source), others.fixed_samples(wanted), columns_of(source))
+    protocol.prepare(stream, real, labels=others.fixed_labels(wanted), split=named)
+
+
+def in_units_of(ours: Columns | None, samples: Tensor, theirs: Columns | None) -> Tensor:
+    """Samples (n, columns) of another table, shifted and scaled as the run's is; of images and points as they are.
+
+    Raises ConfigError for a table of other columns.
+    """
+    if ours is None or theirs is None:
+        return samples
+    if ours.names != theirs.names:
+        names = [", ".join(columns.names) for columns in (theirs, ours)]
+        raise ConfigError("dataset", f": its columns are {names[0]}, and the generator makes {names[1]}")
+    return ((theirs.in_units(samples) - ours.shift) / ours.scale).to(samples.dtype)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from wganlab.build import build_generator
 from wganlab.contracts import Networks
-from wganlab.labels import Classes, inputs
-from wganlab.pair import sample_latents
+from wganlab.labels import Classes
+from wganlab.sample import draw_parts
 from wganlab.schema import ConfigError
 from wganlab.targets import check_targets
 
@@ -35,19 +36,18 @@ class LoadedExport:
     classes: list[int] | None
 
     @torch.no_grad()
-    def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
+    def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | Tensor | None = None) -> Tensor:
         """n samples (n, *shape), images in [-1, 1], always the same for a seed.
 
-        They are of ``labels``, or all classes, equally many of each; of the first n where there are more. Raises
-        ConfigError for a label that the data do not have.
+        They are of ``labels``, or all classes, equally many of each; of n of them where there are more. Raises
+        ConfigError for labels that it cannot have.
         """
-        model, random = self.config["model"], torch.Generator().manual_seed(seed)
-        latents = sample_latents(
-            n, model["latent_dim"], model.get("latent", "normal"), dtype=self.dtype, generator=random
-        )
+        if self.classes is None and labels is not None:
+            raise ConfigError("labels", f"={[*labels]}: this generator takes none")
         known = None if self.classes is None else Classes.of(torch.tensor(self.classes))
-        asked = None if known is None else known.asked(labels or known.numbers.tolist(), n)
-        return self.generator(*inputs(latents, asked))
+        asked = None if known is None else known.spread(n) if labels is None else known.asked(labels, n)
+        random = torch.Generator().manual_seed(seed)
+        return torch.cat([*draw_parts(self.generator, self.config["model"], n, random, asked, dtype=self.dtype)])
 
 
 def load_export(path: str | Path) -> LoadedExport:
@@ -56,38 +56,52 @@ def load_export(path: str | Path) -> LoadedExport:
     No code of the folder is run: the network is built from its config. Raises ConfigError for what is no export, and
     where the repository cannot be had.
     """
-    folder = Path(path) if Path(path).is_dir() else download(str(path))
+    here = Path(path).expanduser()
+    if not here.is_dir() and here.parent.is_dir() and here.parent != Path():
+        raise ConfigError("path", f"={path}: no such folder")
+    folder = here if here.is_dir() else download(str(path))
     weights, onnx = folder / "generator.safetensors", folder / "generator.onnx"
     if not (folder / "config.json").is_file() or not (weights.is_file() or onnx.is_file()):
         raise ConfigError("path", f"={path}: holds no export; wganlab export writes one")
-    try:
+    with reading(folder):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return (from_safetensors if weights.is_file() else from_onnx)(folder, config)
-    except ConfigError:
-        raise
+    return (from_safetensors if weights.is_file() else from_onnx)(folder, config)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """What goes wrong with files becomes a ConfigError."""
+    try:
+        yield
     except Exception as error:  # damaged files raise a dozen types
-        raise ConfigError("path", f"={path}: cannot be read ({' '.join(str(error).split())[:150]})") from error
+        raise ConfigError("path", f"={folder}: cannot be read ({' '.join(str(error).split())[:150]})") from error
 
 
 def from_safetensors(folder: Path, config: dict[str, Any]) -> LoadedExport:
     """The network that the config describes, with the weights of the file."""
     from safetensors import safe_open
 
-    check_targets(Networks, config["model"], "model")
-    with safe_open(folder / "generator.safetensors", "pt") as file:
+    with reading(folder):
+        model = config["model"]
+    check_targets(Networks, model, "model")
+    with reading(folder), safe_open(folder / "generator.safetensors", "pt") as file:
         notes, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "shape" not in notes:
         raise ConfigError("path", f"={folder}: was written by an earlier version; export the run again")
     dtype = dtype_of(state)
+    with reading(folder):
+        shape, classes = tuple(json.loads(notes["shape"])), json.loads(notes["classes"])
     with torch.random.fork_rng(devices=[]):
-        generator = build_generator(OmegaConf.create(config), tuple(json.loads(notes["shape"])))
-    generator.to(dtype).load_state_dict(state)
-    return LoadedExport(config, generator.eval().requires_grad_(False), dtype, json.loads(notes["classes"]))
+        generator = build_generator(OmegaConf.create(config), shape)
+    with reading(folder):
+        generator.to(dtype).load_state_dict(state)
+    return LoadedExport(config, generator.eval().requires_grad_(False), dtype, classes)
 
 
 def from_onnx(folder: Path, config: dict[str, Any]) -> LoadedExport:
     """The file in onnxruntime."""
-    session = onnx_session(folder / "generator.onnx")
+    with reading(folder):
+        session = onnx_session(folder / "generator.onnx")
     notes, latents = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0]
     dtype = torch.float64 if latents.type == "tensor(double)" else torch.float32
     return LoadedExport(config, in_onnxruntime(session), dtype, json.loads(notes.get("classes", "null")))

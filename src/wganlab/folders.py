@@ -36,6 +36,8 @@ def refuse_foreign(folder: Path, key: str) -> None:
     """Raises ConfigError for a folder that holds what a run would write over, or take for its own, and is no run."""
     if found := [name for name in TRACES if (folder / name).exists()]:
         raise ConfigError(key, f"={folder}: holds {found[0]} and no run (status.json); give a new folder")
+    if (folder / "sweep.json").exists():
+        raise ConfigError(key, f"={folder}: holds a sweep (sweep.json); give a new folder")
 
 
 def check_folder(folder: Path, config: DictConfig, *, in_sweep: bool) -> None:
@@ -92,8 +94,14 @@ def check_same_run(folder: Path, config: DictConfig, key: str) -> str | None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, made where it is missing. Raises BusyError when another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Hold a run's folder, made where it is missing.
+
+    Raises BusyError when another process does, and ConfigError for one that cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("hydra.run.dir", f"={folder}: cannot be made ({error.strerror})") from error
     with locked(folder):
         yield
 
@@ -114,6 +122,8 @@ def check_sweep(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
     Raises BusyError when another process makes a sweep in it, and these are not some of its jobs; ConfigError where a
     job has been made there under another name, as in a sweep over more keys: it would be made, and counted, twice.
     """
+    if (folder / "status.json").exists():
+        raise ConfigError("hydra.sweep.dir", f"={folder}: holds a run (status.json); give a new folder")
     before = recorded(folder)
     now = digests(jobs)
     if folder.is_dir() and is_locked(folder) and not now.items() <= before.items():

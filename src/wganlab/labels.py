@@ -44,13 +44,24 @@ class Classes(NamedTuple):
         shares, random = self.counts.double(), random_labels(seed)
         return self.numbers[torch.multinomial(shares, n, replacement=True, generator=random)]
 
-    def asked(self, labels: Sequence[int], n: int) -> Tensor:
-        """Labels (n,): equally many of each that is asked for, side by side. Raises ConfigError for an unknown one."""
-        known = self.numbers.tolist()
-        if unknown := [label for label in labels if label not in known]:
-            shown = f"{known[0]} to {known[-1]}" if known == [*range(known[0], known[-1] + 1)] else f"{known}"
-            raise ConfigError("labels", f"={[*labels]}: the data have no class {unknown[0]}; allowed are {shown}")
-        return torch.tensor([*labels])[torch.arange(n) * len(labels) // n]
+    def asked(self, labels: Sequence[int] | Tensor, n: int) -> Tensor:
+        """Labels (n,): equally many of each that is asked for, side by side.
+
+        Raises ConfigError for none, for more than n, and for one that the data do not have.
+        """
+        wanted, known = [int(label) for label in labels], self.numbers.tolist()
+        shown = f"{known[0]} to {known[-1]}" if known == [*range(known[0], known[-1] + 1)] else f"{known}"
+        if unknown := [label for label in wanted if label not in known]:
+            raise ConfigError("labels", f"={wanted}: the data have no class {unknown[0]}; allowed are {shown}")
+        if not wanted:
+            raise ConfigError("labels", f"=[]: must name one or more; allowed are {shown}")
+        if n < len(wanted):
+            raise ConfigError("n", f"={n}: must be at least one for each of {len(wanted)} labels")
+        return torch.tensor(wanted)[torch.arange(n) * len(wanted) // n]
+
+    def spread(self, n: int) -> Tensor:
+        """Labels (n,): equally many of each class, side by side; where there are more classes, some of them."""
+        return self.numbers[torch.arange(n) * len(self.numbers) // n]
 
     def in_rows(self, n: int) -> Tensor:
         """Labels of at most n images: a row of each class, where that makes two in a row; else as many as fit."""

@@ -18,10 +18,11 @@ from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
 from wganlab.build import LAST_READ, config_of, trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
+from wganlab.data import Columns
 from wganlab.labels import Classes
 from wganlab.loggers import own_session
 from wganlab.runs import Run
-from wganlab.sample import draw_parts, labels_for, load_networks
+from wganlab.sample import columns_in, draw_parts, labels_for, load_networks
 from wganlab.schema import ConfigError, locate
 
 if TYPE_CHECKING:
@@ -78,8 +79,11 @@ class LoadedRun:
         return self.networks["critic"]
 
     @torch.no_grad()
-    def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | None = None) -> Tensor:
-        """n samples (n, *shape), images in [-1, 1]: those of ``wganlab sample`` with the same seed and labels."""
+    def sample(self, n: int, *, seed: int = 0, labels: Sequence[int] | Tensor | None = None) -> Tensor:
+        """n samples (n, *shape), images in [-1, 1]: those of ``wganlab sample`` with the same seed and labels.
+
+        Rows of a table are shifted and scaled as in training: ``columns.in_units(rows)`` has them as in its file.
+        """
         asked = labels_for(self.generator, self._classes, labels, n, seed)
         random = torch.Generator().manual_seed(seed)
         return torch.cat([*draw_parts(self.generator, self._config.model, n, random, asked)])
@@ -90,6 +94,11 @@ class LoadedRun:
         names = ["generator", "critic"] if trains_generator(self._config) else ["critic"]
         path = self.run.checkpoint(self.checkpoint)
         return dict(zip(names, load_networks(self._config, path, *names, weights=self.weights), strict=True))
+
+    @cached_property
+    def columns(self) -> Columns | None:
+        """Names, shift and scale of the columns of the table that was learned; None of images and points."""
+        return columns_in(read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint"))
 
     @cached_property
     def _classes(self) -> Classes | None:

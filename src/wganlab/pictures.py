@@ -1,7 +1,7 @@
 """Pictures of samples: grids of images, scatter plots of points, histograms of tables."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,16 @@ from wganlab.labels import rows_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Points and value surfaces are drawn over [-EXTENT, EXTENT] in both directions, surfaces on SURFACE x SURFACE values.
+#: Points and value surfaces are drawn over [-EXTENT, EXTENT] in both directions, farther where real points lie farther,
+#: surfaces on SURFACE x SURFACE values.
 EXTENT, SURFACE = 3.0, 128
 #: Images in one grid, and columns of a table in one picture, at most: the first of them.
 GRID, PANELS = 1024, 36
+
+
+def drawable(shape: Sequence[int], columns: Columns | None) -> bool:
+    """Whether samples of a shape are images, rows of a table or points in the plane, of which there are pictures."""
+    return len(shape) == 3 or columns is not None or tuple(shape) == (2,)
 
 
 def save_samples(
@@ -49,10 +55,14 @@ def save_samples(
 
 
 def save_grid(images: Tensor, path: Path, *, columns: int | None = None) -> None:
-    """Write images (n, channels, height, width) in [-1, 1] as one PNG, near square unless ``columns`` is given."""
+    """Write images (n, channels, height, width) in [-1, 1] as one PNG, near square unless ``columns`` is given.
+
+    Of more than four channels, the first three are shown.
+    """
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
+    images = images[:, :3] if images.shape[1] > 4 else images
     columns = columns or round(len(images) ** 0.5)
     grid = make_grid(to_bytes(images).cpu(), columns, padding=1, pad_value=128)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,12 +70,12 @@ def save_grid(images: Tensor, path: Path, *, columns: int | None = None) -> None
 
 
 @torch.no_grad()
-def value_surface(critic: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+def value_surface(critic: nn.Module, like: Tensor, extent: float = EXTENT) -> tuple[Tensor, Tensor]:
     """The critic on a regular grid of the plane: coordinates (SURFACE,) and values (SURFACE, SURFACE), rows along y.
 
     As in figure 1a of the WGAN-GP paper (arXiv 1704.00028). ``like`` lends device and dtype.
     """
-    ticks = torch.linspace(-EXTENT, EXTENT, SURFACE, device=like.device, dtype=like.dtype)
+    ticks = torch.linspace(-extent, extent, SURFACE, device=like.device, dtype=like.dtype)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     values = critic(torch.stack([x, y], dim=-1).flatten(0, 1)).unflatten(0, (SURFACE, SURFACE))
     return ticks.float().cpu(), values.float().cpu()
@@ -85,9 +95,11 @@ def save_scatter(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 4), layout="constrained")
-    axes = figure.add_subplot(aspect="equal", xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT))
+    farthest = 0.0 if real is None else float(real.float().abs().max())
+    extent = EXTENT if farthest <= EXTENT else 1.1 * farthest
+    axes = figure.add_subplot(aspect="equal", xlim=(-extent, extent), ylim=(-extent, extent))
     if critic is not None:
-        ticks, values = value_surface(critic, fake)
+        ticks, values = value_surface(critic, fake, extent)
         axes.contour(ticks, ticks, values, levels=20, linewidths=0.7, cmap="viridis")
     if real is not None:
         x, y = real.float().cpu().T

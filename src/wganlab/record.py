@@ -17,7 +17,7 @@ from wganlab import environment, loggers, parallel, torchrun
 from wganlab.build import generator_steps
 from wganlab.callbacks.interruption import StoppedError
 from wganlab.files import from_here, write_json
-from wganlab.folders import already_holds_a_run, check_same_run, claimed, refuse_foreign, write_config
+from wganlab.folders import TRACES, already_holds_a_run, check_same_run, claimed, refuse_foreign, write_config
 from wganlab.metrics import objective_of
 from wganlab.places import prove
 from wganlab.runs import Run, Status
@@ -65,7 +65,9 @@ def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) 
         summary = run(config, folder, status)
     else:
         parallel.broadcast_object(None)
-        print(f"already completed: {from_here(folder)}", flush=True)
+        made, budget = summary["steps"], summary.get("budget", summary["steps"])
+        early = f" after {made:,} of {budget:,} steps, of which a higher steps= makes more" * (made < budget)
+        print(f"already completed{early}: {from_here(folder)}", flush=True)
     objective = objective_of(summary["final"])
     return None if objective is None else objective[1] if math.isfinite(objective[1]) else DIVERGED
 
@@ -111,14 +113,27 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
         state = {"state": Status.STOPPED if stopped else Status.FAILED, "finished": now(), "error": message}
         with suppress(OSError):  # a full disk: what went wrong matters more than its record
             write_json(folder / "status.json", status | state)
+        begun = any((folder / name).exists() for name in TRACES)
+        if isinstance(error, ConfigError) and not (before or begun):  # its data are not as they should be
+            take_back(folder)
         raise
     write_json(folder / "status.json", status | {"state": Status.COMPLETED, "finished": now()})
+    early = f" of {summary['budget']:,}, ended by a callback or max_time," * (summary["steps"] < summary["budget"])
     print(
-        f"completed {summary['steps']} generator steps in {summary['seconds']:.1f} s "
+        f"completed {summary['steps']} generator steps{early} in {summary['seconds']:.1f} s "
         f"({summary['images_per_second']:,.0f} images/s): {from_here(folder)}",
         flush=True,
     )
     return summary
+
+
+def take_back(folder: Path) -> None:
+    """Leave nothing of a new run that was refused before it began."""
+    for path in (folder / "status.json", *(folder / ".hydra").glob("*.yaml")):
+        path.unlink(missing_ok=True)
+    for empty in (folder / ".hydra", folder):
+        with suppress(OSError):  # it holds something else
+            empty.rmdir()
 
 
 def compute(config: DictConfig, folder: Path, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:

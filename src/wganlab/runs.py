@@ -227,7 +227,8 @@ class Run:
         path = self.folder / "checkpoints" / f"{name}.ckpt"
         if not path.is_file():
             there = sorted(path.stem for path in path.parent.glob("*.ckpt"))
-            allowed = f"allowed are {', '.join(there)}" if there else "the run has saved none yet"
+            none = "the run has saved none" + (" yet" if self.state == Status.RUNNING else "")
+            allowed = f"allowed are {', '.join(there)}" if there else none
             raise ConfigError("checkpoint", f"={name}: {self.folder} has no such checkpoint; {allowed}")
         return path
 
@@ -294,7 +295,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     runs: dict[Path, Run] = {}
     for path in map(Path, paths):
         if not path.is_dir():
-            raise ConfigError(str(path), ": does not exist; give run folders, or folders that hold them")
+            fault = "is a file" if path.exists() else "does not exist"
+            raise ConfigError(str(path), f": {fault}; give run folders, or folders that hold them")
         found = sorted(config.parent.parent for config in path.rglob(".hydra/config.yaml"))
         if not found:
             raise ConfigError(str(path), ": holds no run; give folders that wganlab train has written")

@@ -1,7 +1,8 @@
 """``wganlab sample``: samples and a latent interpolation from a trained generator."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +23,8 @@ from wganlab.data.stream import to_bytes
 from wganlab.files import from_here, replacing
 from wganlab.labels import Classes, inputs
 from wganlab.networks.layers import takes_labels
-from wganlab.pair import sample_latents
-from wganlab.pictures import GRID, save_grid, save_paths, save_samples, save_scatter
+from wganlab.pair import noise_of, sample_latents
+from wganlab.pictures import GRID, drawable, save_grid, save_paths, save_samples, save_scatter
 from wganlab.runs import Run
 from wganlab.schema import ConfigError
 from wganlab.targets import check_targets
@@ -63,8 +64,8 @@ def sample(
     columns, classes = columns_in(saved), Classes.restored(saved.get("classes"))
     check_output(folder)
     random = torch.Generator().manual_seed(seed)
-    if labels is not None and n < len(labels):
-        raise ConfigError("n", f"={n}: must be at least one for each of {len(labels)} labels")
+    if not drawable(saved["shape"], columns):
+        raise ConfigError("run", f"={run}: its samples are no images, rows or points, and cannot be drawn")
     asked, of_paths = (labels_for(generator, classes, labels, rows, seed) for rows in (n, interpolations))
     try:
         with replacing(folder) as new:
@@ -90,21 +91,30 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str, weights: We
     """
     for key, hint in {"model": Networks, "loss": Loss}.items():
         check_targets(hint, OmegaConf.to_container(config[key], resolve=True), key)
-    try:
+    with reading(checkpoint, names):
         loaded = read_archive(checkpoint)
         shape = tuple(loaded["shape"])
-        networks: list[nn.Module] = []
-        with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once
-            for name in names:
-                critic = name == "critic"
-                network = build_critic(config, shape, build_loss(config)) if critic else build_generator(config, shape)
-                network.load_state_dict(trained_weights(loaded["state_dict"], name, weights))
-                networks.append(network.eval())
+        states = {name: trained_weights(loaded["state_dict"], name, weights) for name in names}
+    networks: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):  # of the weights that are replaced at once
+        for name in names:
+            critic = name == "critic"
+            network = build_critic(config, shape, build_loss(config)) if critic else build_generator(config, shape)
+            with reading(checkpoint, names):
+                network.load_state_dict(states[name])
+            networks.append(network.eval())
+    return networks
+
+
+@contextmanager
+def reading(checkpoint: Path, names: Sequence[str]) -> Iterator[None]:
+    """What goes wrong with a file becomes a ConfigError."""
+    try:
+        yield
     except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = " and ".join(names)
         raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's {what} ({reason})") from error
-    return networks
 
 
 def columns_in(checkpoint: Mapping[str, Any]) -> Columns | None:
@@ -116,7 +126,7 @@ def columns_in(checkpoint: Mapping[str, Any]) -> Columns | None:
 
 
 def labels_for(
-    generator: nn.Module, classes: Classes | None, labels: Sequence[int] | None, n: int, seed: int
+    generator: nn.Module, classes: Classes | None, labels: Sequence[int] | Tensor | None, n: int, seed: int
 ) -> Tensor | None:
     """Labels (n,) for a generator that takes them: those that are asked for, or drawn with the data's frequencies.
 
@@ -132,18 +142,29 @@ def labels_for(
 
 
 def draw_parts(
-    generator: nn.Module, model: DictConfig, n: int, random: torch.Generator, labels: Tensor | None
+    generator: Callable[..., Tensor],
+    model: Mapping[str, Any],
+    n: int,
+    random: torch.Generator,
+    labels: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
-    """n samples (n, *shape), of ``labels`` (n,) where the generator takes them, in parts of at most GRID samples."""
-    latents = sample_latents(n, model.latent_dim, model.get("latent", "normal"), generator=random)
+    """n samples (n, *shape), of ``labels`` (n,) where the generator takes them, in parts of at most GRID samples.
+
+    Noise that the generator draws itself is of the seed of ``random``, too.
+    """
+    latents = sample_latents(n, model["latent_dim"], model.get("latent", "normal"), dtype=dtype, generator=random)
     for start in range(0, n, GRID):
         part = slice(start, start + GRID)
-        with torch.no_grad():
+        with torch.no_grad(), noise_of(random.initial_seed() + start, latents.device):
             yield generator(*inputs(latents[part], None if labels is None else labels[part]))
 
 
 def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None, labels: Tensor | None) -> None:
     """samples.png of the first samples, and all under images/ or, of points and tables, in points.csv or table.csv.
+
+    Images of more than four channels, which no PNG has, are arrays of bytes.
 
     ``labels`` (n,) are written beside them in labels.csv, in the same order.
     """
@@ -158,7 +179,10 @@ def write_samples(parts: Iterable[Tensor], folder: Path, columns: Columns | None
             continue
         (folder / "images").mkdir(exist_ok=True)
         for i, image in enumerate(part, start=number * GRID):
-            to_pil_image(to_bytes(image)).save(folder / "images" / f"{i:05d}.png")
+            if len(image) > 4:
+                np.save(folder / "images" / f"{i:05d}.npy", to_bytes(image).numpy())
+            else:
+                to_pil_image(to_bytes(image)).save(folder / "images" / f"{i:05d}.png")
 
 
 def write_rows(samples: Tensor, folder: Path, columns: Columns | None, *, begin: bool) -> None:
@@ -186,7 +210,8 @@ def write_interpolation(
     ends = [sample_latents(n, model.latent_dim, latent, generator=random) for _ in range(2)]
     latents = interpolate_latents(*ends, frames=frames, spherical=latent == "normal")
     along = None if labels is None else labels.repeat_interleave(frames)
-    between = generator(*inputs(latents.flatten(0, 1), along))
+    with noise_of(random.initial_seed(), latents.device):
+        between = generator(*inputs(latents.flatten(0, 1), along))
     if columns is not None:
         save_paths(between.unflatten(0, latents.shape[:2]), folder / "interpolation.png", columns=columns)
     elif between.dim() == 2:

@@ -7,6 +7,7 @@ arm is ``# @package _global_``: it may override whatever conf/train.yaml compose
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ from wganlab.checks import check_call
 from wganlab.config import conf_dir
 from wganlab.environment import is_further_rank, place
 from wganlab.files import from_here
+from wganlab.metrics import METRICS
 from wganlab.overrides import parse, split_sweep
-from wganlab.report.claims import PROVISIONAL, Claim, read_claims
+from wganlab.report.claims import DIVERGED, PROVISIONAL, Claim, read_claims
 from wganlab.report.measured import Measured
 from wganlab.report.verdicts import Stages, Verdict, decide
 from wganlab.runs import Run, find_runs
@@ -67,17 +69,22 @@ def find_study(name: str) -> Path:
     """The folder of a study, by its name or as a path. Raises ConfigError when there is none."""
     known = studies()
     folder = Path(name) if (Path(name) / "study.yaml").is_file() else known.get(name)
+    if folder is None and Path(name).is_dir():
+        raise ConfigError(name, ": has no study.yaml")
     if folder is None:
         raise ConfigError(name, f": no such study; allowed are {', '.join(known)}, or a folder with a study.yaml")
     return folder
 
 
 def arm_names(folder: Path) -> list[str]:
-    """The arms of a study. Raises ConfigError when it has none."""
-    names = sorted(path.stem for path in folder.glob("arms/*.yaml"))
-    if not names:
+    """The arms of a study. Raises ConfigError when it has none, or one would not be at the top of the config."""
+    paths = sorted(folder.glob("arms/*.yaml"))
+    if not paths:
         raise ConfigError(str(folder), ": has no arms; each is a YAML in arms/")
-    return names
+    for path in paths:
+        if not re.match(r"#\s*@package\s+_global_\s*$", path.read_text(encoding="utf-8").partition("\n")[0]):
+            raise ConfigError(str(path), ": its first line must be # @package _global_, or its keys are not at the top")
+    return [path.stem for path in paths]
 
 
 def multirun(folder: Path, overrides: Sequence[str]) -> tuple[list[str], str]:
@@ -123,6 +130,9 @@ def run(name: str, overrides: Sequence[str]) -> int:
     folder = find_study(name)
     arguments, where = multirun(folder, overrides)
     study, code = read_study(folder), 0
+    named = {name for claim in claims_of(folder, study) for name in (claim.metric, claim.tracks) if name}
+    for name in sorted(named - METRICS.keys() - {DIVERGED}):
+        print(f"note: a claim is about {name}, which is no metric of wganlab's: a callback must log it", flush=True)
     for sweep_of in tuned_sweeps(folder, study.tune, arguments, where) if study.tune else [arguments]:
         code = max(code, sweep(several_at_a_time(sweep_of), config_dir=str(folder)))
     if is_further_rank() or not any(Path(where).rglob("metrics.csv")):
@@ -163,7 +173,7 @@ def overview() -> str:
         "name, compares them, and decides the claims of the study; --publish NAME puts the results of its",
         "finished runs into its folder, or without runs decides its claims again from verdicts.json; --index",
         "prints all studies' outcomes; --across NAME NAME ... says which of the arms that published studies",
-        "have in common is better over all of them",
+        "have in common is better over all of them, in outputs/, or with --publish beside the studies",
     ]
     for name, folder in studies().items():
         content = read_study(folder)

@@ -221,13 +221,19 @@ def check_optimizers(config: DictConfig) -> None:
 
 def check_size(config: DictConfig, source: Source) -> None:
     """A batch must fit into the samples that are trained on."""
+    wanted = ("shape", "draw") if getattr(source, "endless", False) else ("shape", "__len__", "load")
+    if missing := [name for name in wanted if not hasattr(source, name)]:
+        has = "shape, __len__ and load(), or endless, shape and draw()"
+        raise ConfigError("dataset", f": a {type(source).__name__} has no {missing[0]}; a data set has {has}")
     with naming(config, "dataset"):
         length, _ = size(source), tuple(source.shape)
     if length is None and config.hold_out:
         raise ConfigError("hold_out", f"={config.hold_out}: the data set is endless: all that it draws is fresh")
     if config.images is not None and not config.drop_last:
         raise ConfigError("images", f"={config.images}: counts whole batches; with drop_last=false give steps")
+    if length is not None and config.hold_out >= length:
+        raise ConfigError("hold_out", f"={config.hold_out}: must be less than the {length:,} samples of the data set")
     if length is not None and config.batch_size > length - config.hold_out:
         what = "data set" if not config.hold_out else f"data set less hold_out={config.hold_out}"
-        allowed = f"must be at most the {max(0, length - config.hold_out)} samples of the {what}"
+        allowed = f"must be at most the {length - config.hold_out} samples of the {what}"
         raise ConfigError("batch_size", f"={config.batch_size}: {allowed}")

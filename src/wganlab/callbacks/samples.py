@@ -9,7 +9,7 @@ from wganlab.adversarial import AdversarialModule
 from wganlab.callbacks import is_due
 from wganlab.data.stream import Batch
 from wganlab.networks.layers import compares_samples, evaluation_mode
-from wganlab.pictures import save_samples
+from wganlab.pictures import drawable, save_samples
 
 
 class Samples(Callback):
@@ -24,6 +24,9 @@ class Samples(Callback):
         self.every, self.n = every, n
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
+        self.draws = drawable(module.shape, module.columns)
+        if not self.draws:
+            print("note: no pictures of samples that are neither images nor rows nor points in the plane", flush=True)
         if trainer.global_step == 0:
             self._save(trainer, module)
 
@@ -34,6 +37,8 @@ class Samples(Callback):
             self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: AdversarialModule) -> None:
+        if not self.draws:
+            return
         path = Path(trainer.default_root_dir, "samples", f"step_{trainer.global_step:08d}.png")
         labels = module.classes.in_rows(self.n) if module.conditional["generator"] else None
         n = self.n if labels is None else len(labels)

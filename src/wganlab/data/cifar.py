@@ -43,7 +43,7 @@ class CIFAR10:
         if download:
             read("CIFAR10", self.root, train=True, download=True)
         elif not (self.root / FOLDER).is_dir():
-            advice = "unpack cifar-10-python.tar.gz there, or let torchvision fetch it by download=true beside it"
+            advice = "unpack cifar-10-python.tar.gz there, or let torchvision fetch it by dataset.download=true"
             raise InvalidValueError("root", root, f"{self.root / FOLDER} does not exist; {advice}")
 
     def __len__(self) -> int:

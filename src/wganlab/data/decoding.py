@@ -43,6 +43,11 @@ def is_deep(mode: str) -> bool:
     return mode.startswith("I") or mode == "F"
 
 
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an image that has been opened, and not read, holds 16 bits for each value."""
+    return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
 def extremes(path: Path) -> tuple[float, float] | None:
     """The lowest and the highest value of an image deeper than 8 bits; None of all others."""
     try:
@@ -73,6 +78,8 @@ def decode(
     try:
         with Image.open(path, formats=image_formats()[1]) as opened:
             moves = getattr(opened, "is_animated", False)
+            if value_range not in (None, (0.0, 2.0**16 - 1)) and not is_deep(opened.mode) and has_16_bits(opened):
+                return "colours of 16 bits, of which Pillow gives the high byte, whatever the value_range"
             image = to_8_bit(ImageOps.exif_transpose(opened), value_range)
         image = image.convert("L" if shape[0] == 1 else "RGB")
         image = ImageOps.fit(image, (shape[2], shape[1]), Image.Resampling.LANCZOS)

@@ -38,9 +38,10 @@ class ImageFolder:
     That is the length of both sides, or (height, width). Whatever Pillow opens is an image, whatever its name; of
     animated ones the first frame. Transparency is laid on white. One line says what was left out.
 
-    Values deeper than 8 bits are scaled alike in all files, from ``value_range`` (lowest, highest) to 0 to 255. By
-    default the lowest is 0, and the highest is the largest of 8, 10, 12, 14 or 16 bits, the first that holds all
-    values, or 1 for floats that go no further; with negative values the lowest is minus the highest.
+    Grey values deeper than 8 bits are scaled alike in all files and splits, from ``value_range`` (lowest, highest) to 0
+    to 255. By default the lowest is 0, and the highest is the largest of 8, 10, 12, 14 or 16 bits, the first that holds
+    all values, or 1 for floats that go no further; with negative values the lowest is minus the highest. Of colours of
+    16 bits Pillow gives the high byte, which is right for that range alone; in another one they are broken files.
 
     Names of top-level folders are the classes; links to folders are followed. Where all of them are named as splits
     (train, val, test and the like), the folders below are the classes, and ``split`` says which are used: one, several,
@@ -81,6 +82,8 @@ class ImageFolder:
             others = f", but {said(self.left_out)}" if self.left_out else ""
             raise InvalidValueError("root", root, f"holds no images at any depth{others}")
         self.splits = self._splits(split)
+        #: Those of all splits, in whose classes and range of values those that are wanted are told.
+        self.all_files = self.files
         self.files = [file for file in self.files if not self.splits or self._place(file)[0] in self.splits]
 
     def _place(self, file: Path) -> tuple[str, ...]:
@@ -111,8 +114,10 @@ class ImageFolder:
         # no folder of its own: whatever else reads a folder of images takes every folder in it for a class
         caches = [self.root / f".wganlab-{key}", user_cache() / key]
         for cache in caches:
-            if cache.with_suffix(".json").is_file():
+            try:
                 return self._read(cache)
+            except (OSError, ValueError, KeyError, EOFError):  # none yet, or a torn one
+                continue
         for cache in caches:
             try:
                 cache.parent.mkdir(parents=True, exist_ok=True)
@@ -122,11 +127,17 @@ class ImageFolder:
         raise InvalidValueError("root", self.root, f"the decoded images cannot be cached: {failure}")
 
     def labels(self) -> Tensor | None:
-        """Class numbers of what :meth:`load` returned, by sorted name of the class's folder; None without folders."""
-        depth = 1 if self.splits else 0
-        classes = [(*self._place(file)[depth:], "")[0] for file in self.files]
-        numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
-        return torch.tensor([numbers[name] for name in classes]) if len(numbers) > 1 else None
+        """Class numbers of what :meth:`load` returned, by sorted name of the class's folder; None without folders.
+
+        A class has the same number in every split. Images beside the folders of the classes are one more, the last.
+        """
+        names = sorted({*map(self._class, self.all_files)}, key=lambda name: (not name, name))
+        numbers = {name: number for number, name in enumerate(names)}
+        return torch.tensor([numbers[self._class(file)] for file in self.files]) if len(numbers) > 1 else None
+
+    def _class(self, file: Path) -> str:
+        """The folder that a file's class is named after; empty beside these."""
+        return (*self._place(file)[1 if self.splits else 0 :], "")[0]
 
     def _key(self) -> str:
         """Name of the cache: a hash of what is to be decoded and how."""
@@ -135,15 +146,19 @@ class ImageFolder:
                 (str(f.relative_to(self.root)), h)
                 for f, h in zip(self.files, pool.map(digest, self.files), strict=True)
             ]
-        return hashlib.sha256(json.dumps([VERSION, self.shape, self.value_range, content]).encode()).hexdigest()[:16]
+        described = [VERSION, self.shape, self.value_range, content]
+        if len(self.all_files) > len(self.files):  # whose values have a say in the range
+            described.append([(str(file.relative_to(self.root)), file.stat().st_size) for file in self.all_files])
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
     def _read(self, cache: Path) -> Tensor:
         record = json.loads(cache.with_suffix(".json").read_text())
-        broken = set(record["broken"])
-        self._say(record["said"])
-        self.files = [path for path in self.files if str(path.relative_to(self.root)) not in broken]
         # copy on write: torch wants memory that it could write to, and the file stays as it is
         images = np.load(cache.with_suffix(".npy"), mmap_mode="c")
+        broken = dict(record["broken"]) if isinstance(record["broken"], dict) else dict.fromkeys(record["broken"], "")
+        self._judge(broken, len(self.files) - len(broken))
+        self._say(record["said"])
+        self.files = [path for path in self.files if str(path.relative_to(self.root)) not in broken]
         return torch.from_numpy(images[: len(self.files)])  # broken files have left empty rows at the end
 
     def _decode(self, cache: Path) -> Tensor:
@@ -156,7 +171,7 @@ class ImageFolder:
             with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
                 # Pillow warns of more than 89 megapixels, and refuses twice as many
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                value_range = self.value_range or range_of(filter(None, pool.map(extremes, self.files)))
+                value_range = self.value_range or range_of(filter(None, pool.map(extremes, self.all_files)))
                 decoded = pool.map(lambda path: decode(path, self.shape, value_range), self.files)
                 for path, image in zip(self.files, progress(decoded, len(self.files), self.root), strict=True):
                     if isinstance(image, str):
@@ -164,13 +179,14 @@ class ImageFolder:
                     else:
                         images[kept], moves = image
                         kept, animated = kept + 1, animated + moves
-            self._judge(broken, kept)
+            if not kept or len(broken) > self.max_broken:
+                self._judge(broken, kept)
             images.flush()
             part.replace(cache.with_suffix(".npy"))
             told = {"animated images, of which the first frame is taken": animated} if animated else {}
             if value_range:
                 told[f"values deeper than 8 bits: {value_range[0]:g} to {value_range[1]:g} become 0 to 255"] = 0
-            write_json(record, {"broken": list(broken), "said": told})
+            write_json(record, {"broken": broken, "said": told})
             record.replace(cache.with_suffix(".json"))
         finally:
             part.unlink(missing_ok=True)
@@ -191,7 +207,7 @@ class ImageFolder:
         """Name the broken files, and raise InvalidValueError when there are too many."""
         if not broken:
             return
-        names = ", ".join(f"{shown(name)} ({reason})" for name, reason in list(broken.items())[:10])
+        names = ", ".join(shown(name) + (f" ({why})" if why else "") for name, why in list(broken.items())[:10])
         more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
         if len(broken) > self.max_broken or not kept:
             message = (

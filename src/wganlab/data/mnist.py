@@ -29,9 +29,7 @@ class MNIST:
         if missing and download:
             read(self.name, self.root, train=train, download=True)
         elif missing:
-            advice = (
-                f"unpack the four {self.name} files there, or let torchvision fetch them by download=true beside it"
-            )
+            advice = f"unpack the four {self.name} files there, or let torchvision fetch them by dataset.download=true"
             raise InvalidValueError("root", root, f"{raw} lacks {', '.join(missing)}; {advice}")
         with open(raw / IMAGES[train], "rb") as file:
             header = file.read(8)  # big-endian: magic number 2051, number of images

@@ -28,7 +28,7 @@ def content_hash(content: Tensor) -> str:
     """A hash of what a tensor holds, and of its type and shape."""
     content = content.cpu().contiguous()
     hashed = hashlib.blake2b(f"{content.dtype} {tuple(content.shape)}".encode(), digest_size=16)
-    hashed.update(content.numpy().data)
+    hashed.update(content.reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

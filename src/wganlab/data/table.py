@@ -20,7 +20,7 @@ class Table:
     ascending order. With ``standardise`` each has mean 0 and standard deviation 1 over the file; what is generated is
     written in the units of the file.
 
-    Raises InvalidValueError for a file that is missing or no such table, naming the row, and for unknown columns.
+    Raises InvalidValueError for a file that is missing or no such table, naming the line, and for unknown columns.
     """
 
     licence = "not known to wganlab: that of the table"
@@ -30,7 +30,7 @@ class Table:
     ) -> None:
         file = Path(path).expanduser()
         try:
-            names, rows = read_table(file, file.stat().st_mtime_ns)
+            names, rows, lines = read_table(file, file.stat().st_mtime_ns)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise InvalidValueError("path", path, f"cannot be read ({reason}); name a CSV file") from error
@@ -42,7 +42,10 @@ class Table:
         learned = tuple(columns or (name for name in names if name != label))
         if not learned or len(set(learned)) < len(learned):
             raise InvalidValueError("columns", list(learned), "must name at least one column, and none twice")
-        cells = [numbers(path, name, names.index(name), rows) for name in learned]
+        if "" in learned:
+            what = f"column {names.index('') + 1} has no name; give it one, or leave it out by columns"
+            raise InvalidValueError("path", path, what)
+        cells = [numbers(path, name, names.index(name), rows, lines) for name in learned]
         # in fp32 a Unix time would be known to two minutes
         self.values = torch.tensor(cells, dtype=torch.float64).T.contiguous()
         shift, scale = torch.zeros(len(learned)), torch.ones(len(learned))
@@ -50,6 +53,8 @@ class Table:
             deviation = self.values.std(0, correction=0)
             shift, scale = self.values.mean(0), torch.where(deviation > 0, deviation, 1.0)
         self.columns = Columns(learned, shift, scale)
+        if not (torch.isfinite(scale).all() and torch.isfinite(self.load()).all()):
+            raise InvalidValueError("path", path, "holds numbers that are too large for single precision")
         self.classes = None if label is None else [row[names.index(label)] for row in rows]
         self.shape = (len(learned),)
 
@@ -69,15 +74,19 @@ class Table:
 
 
 @functools.lru_cache(maxsize=1)  # a config is checked, and then built from
-def read_table(file: Path, changed: int) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and the cells of each row. ``changed``, the time of its last change, tells versions apart.
+def read_table(file: Path, changed: int) -> tuple[list[str], list[list[str]], list[int]]:
+    """Names of the columns, the cells of each row, and on which line of the file it ends.
+
+    ``changed``, the time of its last change, tells versions apart.
 
     Raises ValueError for a file that is no table, and what opening raises.
     """
     with open(file, newline="", encoding="utf-8-sig") as lines:
         first = lines.readline()
         lines.seek(0)
-        rows = [row for row in csv.reader(lines, delimiter=max(",;\t", key=first.count)) if row]
+        reader = csv.reader(lines, delimiter=max(",;\t", key=first.count))
+        found = [(row, reader.line_num) for row in reader if row]
+    rows, numbered = [row for row, _ in found], [line for _, line in found]
     if len(rows) < 2:
         raise ValueError("holds no rows below a first line that names the columns")
     names = [name.strip() for name in rows[0]]
@@ -85,10 +94,10 @@ def read_table(file: Path, changed: int) -> tuple[list[str], list[list[str]]]:
         raise ValueError(f"its first line should name the columns, and holds numbers ({', '.join(names[:3])} ...)")
     if len(set(names)) < len(names):
         raise ValueError(f"two of its columns are named {max(names, key=names.count)!r}")
-    for number, row in enumerate(rows[1:], start=2):
+    for row, line in found[1:]:
         if len(row) != len(names):
-            raise ValueError(f"row {number} has {len(row)} cells, the first has {len(names)}")
-    return names, rows[1:]
+            raise ValueError(f"line {line} has {len(row)} cells, the first has {len(names)}")
+    return names, rows[1:], numbered[1:]
 
 
 def is_number(cell: str) -> bool:
@@ -99,11 +108,11 @@ def is_number(cell: str) -> bool:
         return False
 
 
-def numbers(path: str, name: str, place: int, rows: Sequence[Sequence[str]]) -> list[float]:
-    """One column as numbers. Raises InvalidValueError, naming the row, where a cell is none."""
-    for number, row in enumerate(rows, start=2):
+def numbers(path: str, name: str, place: int, rows: Sequence[Sequence[str]], lines: Sequence[int]) -> list[float]:
+    """One column as numbers. Raises InvalidValueError, naming the line, where a cell is none."""
+    for row, line in zip(rows, lines, strict=True):
         if not is_number(row[place]):
-            what = f"row {number} has {row[place]!r}, and finite numbers alone can be learned"
+            what = f"line {line} has {row[place]!r}, and finite numbers alone can be learned"
             raise InvalidValueError(
                 "path", path, f"column {name!r}, {what}; leave it out by columns, or name it as label"
             )

@@ -15,8 +15,12 @@ from wganlab.objectives import Objective
 from wganlab.regularizers import NORM_LAYERS, gradient_norms
 
 #: Layers with a Lipschitz constant of at most 1.
-CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d, nn.AdaptiveAvgPool2d)
-
+CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d)
+#: All whose bound is known.
+KNOWN = (
+    *(FeatureCritic, nn.Sequential, Block, r3gan.Block, *CONTRACTIONS, nn.AdaptiveAvgPool2d, nn.LeakyReLU),
+    *(nn.Linear, nn.Conv2d, nn.AvgPool2d, *NORM_LAYERS),
+)
 
 #: Samples whose gradients are taken at a time: their activations take megabytes each.
 BLOCK = 64
@@ -59,6 +63,8 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
     (out, in * height * width) for each group (Tsuzuku et al. 2018, arXiv 1802.04034, appendix D). Infinite where a
     layer has no known bound. Exact for a linear critic, far above the truth for deep ones.
     """
+    if not any(isinstance(network, known) and type(network).forward is known.forward for known in KNOWN):
+        return math.inf  # whatever a forward of its own does
     if isinstance(network, FeatureCritic) and not takes_labels(network):
         return lipschitz_upper_bound(network.features) * lipschitz_upper_bound(network.head)
     if isinstance(network, nn.Sequential):
@@ -76,7 +82,11 @@ def lipschitz_upper_bound(network: nn.Module) -> float:
     if isinstance(network, nn.Conv2d) and network.dilation == (1, 1):
         kernels = network.weight.detach().flatten(1).unflatten(0, (network.groups, -1))
         return math.sqrt(patches(network)) * max(map(spectral_norm, kernels))
+    if isinstance(network, nn.AdaptiveAvgPool2d):  # to one pixel: to more of them, they may overlap
+        return 1.0 if network.output_size in (1, (1, 1)) else math.inf
     if isinstance(network, nn.AvgPool2d):
+        if network.ceil_mode or (network.padding and not network.count_include_pad):  # which divide by less at the rim
+            return math.inf
         pixels = math.prod(_pair(network.kernel_size))
         return math.sqrt(patches(network) * pixels) / (network.divisor_override or pixels)
     if isinstance(network, NORM_LAYERS):

@@ -19,6 +19,8 @@ NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 SPLITS = 10
 #: The fewest images of which FID, KID and inception scores are published; many papers take 50,000.
 PUBLISHED = 10_000
+#: Bytes of images in single precision that are held at a time.
+LARGEST_BLOCK = 2**28
 #: Rows of a matrix of distances, or of features in double precision, that are held at a time.
 BLOCK = 256
 
@@ -53,11 +55,13 @@ def kernel_distance(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Squared maximum mean discrepancy, cubic kernel (Binkowski et al. 2018, arXiv 1801.01401): KID.
 
     ``kid``: the mean over random subsets of the images; unbiased, so it may fall below zero. ``kid_sd``: its standard
-    deviation over them. By torch-fidelity.
+    deviation over them, where a subset is not all images. By torch-fidelity.
     """
     from torch_fidelity import metric_kid
 
     subsets, size = kernel_subsets(min(len(real), len(fake)))
+    if size == len(real) == len(fake):  # of which there is one subset, and no deviation
+        subsets = 1
     random, found = np.random.RandomState(0), []
     for _ in range(subsets):
         chosen = [
@@ -65,7 +69,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> dict[str, float]:
         ]
         one = metric_kid.kid_features_to_metric(*chosen, kid_subsets=1, kid_subset_size=size, verbose=False)
         found.append(one[metric_kid.KEY_METRIC_KID_MEAN])
-    return {"kid": float(np.mean(found)), "kid_sd": float(np.std(found))}
+    return {"kid": float(np.mean(found))} | ({"kid_sd": float(np.std(found))} if subsets > 1 else {})
 
 
 def precision_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> dict[str, float]:
@@ -149,6 +153,7 @@ def nearest(images: Tensor, among: Tensor, *, own: Tensor | None = None, block: 
     it does not count as its own neighbour.
     """
     rows = images.flatten(1)
+    block = max(1, min(block, LARGEST_BLOCK // (4 * rows.shape[1])))
     distances = rows.new_full((len(rows),), torch.inf)
     indices = torch.zeros(len(rows), dtype=torch.long)
     for start in range(0, len(among), block):
@@ -169,8 +174,11 @@ def memorisation(fake: Tensor, training: Tensor) -> float:
     Generated ones (n, *shape) in [-1, 1], training images (m, *shape) as stored, of which 1,024 at random, always the
     same, are measured. Near 0 where training images are copied, about 1 for fresh images of the same distribution;
     blurred images score low, too. Distances are Euclidean over all pixels, or over features where these are given.
+    Images that are there twice have no say in the distance of training images; not a number where all are.
     """
     distances, _ = nearest(fake, training)
     own = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:1024]  # folders come by class
-    among, _ = nearest(to_unit_range(training[own]), training, own=own)
-    return (distances.median() / among.median()).item()
+    rows = to_unit_range(training[own])
+    among, _ = nearest(rows, training, own=own)
+    apart = among > 2e-3 * rows.flatten(1).norm(dim=1).mean()  # in fp32 copies are not at 0
+    return (distances.median() / among[apart].median()).item()

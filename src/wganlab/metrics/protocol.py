@@ -136,11 +136,11 @@ class Protocol:
         """
         beside = 0 if self.split == "held_out" else len(compared)
         wanted = max(2 * self.n, self.images if self.scores_features else 0)
-        others = to_unit_range(self.stream.fixed_samples(beside + wanted)[beside:])
+        others = self.stream.fixed_samples(beside + wanted)[beside:]
         taken = FEATURES_TAKE.keys() - self.left_out.keys() if self.scores_features else ()
         if len(others) < max([2 * len(self.real), *(FEATURES_TAKE[name][1] for name in taken)]):
             return {}
-        return self.scores(lambda n: others[:n].split(BLOCK))
+        return self.scores(lambda n: map(to_unit_range, others[:n].split(BLOCK)))
 
     @property
     def modes(self) -> Any:

@@ -23,6 +23,7 @@ from wganlab.networks.layers import (
     initialise,
     norm_layer,
 )
+from wganlab.schema import InvalidValueError
 
 EPS, MOMENTUM = 1e-3, 0.01
 
@@ -94,6 +95,10 @@ class Critic(FeatureCritic):
         padding: Padding = "symmetric",
     ) -> None:
         height, width = initial_size(shape, n_blocks)
+        if norm == "instance" and height * width == 1:
+            raise InvalidValueError(
+                "norm", norm, "takes maps of more than one pixel, and the last is 1x1; allowed are batch, layer, none"
+            )
 
         def norms(channels: int) -> list[nn.Module]:
             return [norm_layer(norm, channels, images=True, eps=EPS, momentum=MOMENTUM), nn.LeakyReLU(slope)]

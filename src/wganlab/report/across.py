@@ -189,6 +189,7 @@ def write_summary(read: Mapping[str, Scores], where: Path) -> list[Path]:
         f"more each, with intervals by stratified bootstrap at {1 - ALPHA / math.comb(len(arms), 2):.4g}, so that all "
         f"pairs together are at {1 - ALPHA:.0%}; {bold}.\n"
     )
+    where.mkdir(parents=True, exist_ok=True)
     written = [where / "across.md", where / "across.svg"]
     write_text(written[0], f"{table(data_sets)}\n{note}")
     write_text(written[1], svg(figure(data_sets)))

@@ -144,14 +144,17 @@ def _draw_arm(axes: Axes, members: Sequence[np.ndarray], arm: str, colour: str, 
     """The runs of one arm, each an array (2, points) of steps and values: a line, lines and mean, or mean and band."""
     aligned = len({tuple(steps) for steps, _ in members}) == 1
     banded, alone = aligned and len(members) > 2, len(members) == 1
+    dot = "o" if all(len(steps) == 1 for steps, _ in members) else None  # of which a line is not seen
     for i, (steps, values) in enumerate(members if not banded else ()):
         named = as_text(arm) if alone or (i == 0 and not aligned) else None
-        axes.plot(steps, values, color=colour, lw=1.4 if alone else 0.6, alpha=1 if alone else 0.5, label=named)
+        width, alpha = (1.4, 1.0) if alone else (0.6, 0.5)
+        axes.plot(steps, values, color=colour, lw=width, alpha=alpha, marker=dot, ms=4, label=named)
     if alone or not aligned:
         return
     steps = members[0][0]
     mean, low, high = np.transpose([interval(values) for values in zip(*(v for _, v in members), strict=True)])
-    axes.plot(steps, mean, color=colour, lw=1.6, label=f"{as_text(arm)} (mean of {len(members)} {called})")
+    label = f"{as_text(arm)} (mean of {len(members)} {called})"
+    axes.plot(steps, mean, color=colour, lw=1.6, marker=dot, ms=4, label=label)
     if banded:
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
 

@@ -145,11 +145,12 @@ def publish_index(folder: Path) -> list[Path]:
     return [page] if any(filled) else []
 
 
-def across(names: Sequence[str]) -> list[Path]:
+def across(names: Sequence[str], *, publish: bool) -> list[Path]:
     """Which arm is better over the data sets of several published studies; returns the files written.
 
-    They are across.md and across.svg beside the folders of the studies, whose score is that of their search, or of
-    their first claim. Raises ConfigError where a study has no score, or too few arms in common with the others.
+    They are across.md and across.svg in outputs/, or to ``publish`` beside the folders of the studies, whose score is
+    that of their search, or of their first claim. Raises ConfigError where a study has no score, or too few arms in
+    common with the others.
     """
     scores: dict[str, Scores] = {}
     folders = {name: find_study(name) for name in names}
@@ -159,7 +160,7 @@ def across(names: Sequence[str]) -> list[Path]:
             raise ConfigError(name, ": has neither a search nor claims, and so no score to compare by")
         metric = study.tune.score if study.tune else study.claims[0]["metric"]
         scores[f"{name} ({metric})"] = read_scores(folder, metric)
-    return write_summary(scores, folders[names[0]].resolve().parent)
+    return write_summary(scores, folders[names[0]].resolve().parent if publish else Path("outputs"))
 
 
 def log_verdicts(folder: Path, runs: Sequence[Run], found: Sequence[Verdict]) -> None:

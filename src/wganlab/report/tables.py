@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from wganlab.metrics import METRICS, Metric
 from wganlab.report.compare import by_arm, by_protocol
+from wganlab.runs import Status
 
 
 class Column(NamedTuple):
@@ -82,6 +83,12 @@ def cell(value: float | tuple[float, float, float] | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
+def named(row: dict[str, Any]) -> str:
+    """The arm of a row, and the state of a run that has not completed."""
+    state = row.get("state", Status.COMPLETED)
+    return str(row["arm"]) + (f" ({state})" if state != Status.COMPLETED else "")
+
+
 def counted(arm: dict[str, Any]) -> str:
     """How many runs an arm's means are over, and of how many, where some diverged or were given less."""
     completed, runs = arm["completed"], arm["runs"]
@@ -98,7 +105,7 @@ def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
         shown = columns_of(rows, headline=True)
         head = ["arm", "runs" if several else "seed", *(column.heading for column in shown)]
         cells = [[cell(row.get(column.key), column.format) for column in shown] for row in rows]
-        leading = [[str(row["arm"]), counted(row) if several else str(row["seed"])] for row in rows]
+        leading = [[named(row), counted(row) if several else str(row["seed"])] for row in rows]
         if real := real_row(members):
             leading.append([REAL, "–"])
             cells.append([cell(real.get(column.key), column.format) for column in shown])
