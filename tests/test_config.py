@@ -204,7 +204,11 @@ BAD = [
     ("loss/regularizer=[r1,r3]", "loss/regularizer=r3: no such choice; allowed are dragan, gradient_penalty, "),
     ("search=wgan_gp", "search: unknown key; +search= chooses one of gan, wgan_clip, wgan_gp"),
     ("averaging.decay=0.9", "averaging.decay: unknown key; averaging holds nothing"),
-    ("loss=gan loss.regularizer.gradient_penalty.weight=2", "unknown key; loss.regularizer holds nothing"),
+    (
+        "loss=gan loss.regularizer.gradient_penalty.weight=2",
+        "unknown key; gradient_penalty is not chosen, which loss/regularizer=gradient_penalty does",
+    ),
+    ("loss.regularizer.weight_clipping.bound=0.1", "weight_clipping is not chosen, which loss/regularizer=weight_clip"),
     ("hydra.run.dri=x", "hydra.run.dri: unknown key; wganlab train --cfg hydra lists Hydra's own"),
     ("loss.objective=5", "loss.objective=5: must be a choice"),
     ("loss.objective._target_=no.such.Thing", "cannot be imported (No module named 'no')"),

@@ -191,6 +191,7 @@ def test_what_else_changes_is_refused(tmp_path: Path) -> None:
         (["run=run", "loss.n_critic=3"], "loss.n_critic=3: cannot change in a run that is continued; it is 5"),
         (["run=run", "images=4000"], "images=4000: the budget of this run is steps=12; raise that"),
         (["run=run", "steps=4"], "steps=4: may only be raised; it is 12"),
+        (["run=run", "loss=gan"], "loss=gan: cannot change in a run that is continued; it is wgan_gp"),
         (["run=run", "foo=4"], "foo=4: cannot change in a run that is continued; it is absent"),
         (["run=run", "-m"], "-m: only a higher steps= or images= can be given"),
         (["run=nowhere"], "run=nowhere: does not exist"),

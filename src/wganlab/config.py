@@ -180,6 +180,11 @@ class Composer:
             return f"+{key}= chooses one of {', '.join(options)}"
         if "/" in key:
             return self._group_suggestion(key)
+        parts = key.split(".")
+        for i in range(1, len(parts)):  # loss.regularizer.r1.weight, where r1 is not chosen
+            group, choice, there = "/".join(parts[:i]), parts[i], OmegaConf.select(config, ".".join(parts[: i + 1]))
+            if there is None and choice in self.loader.get_group_options(group):
+                return f"{choice} is not chosen, which {group}={choice} does"
         parent, _, last = key.rpartition(".")
         known = {path for path, _ in leaves(OmegaConf.to_container(config, resolve=False))}
         known |= {path.rpartition(".")[0] for path in known} - {""}

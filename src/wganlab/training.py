@@ -166,6 +166,8 @@ def print_overview(config: DictConfig, module: AdversarialModule, stream: BatchS
         f"critic {critic:.2f} M parameters, on {trainer.strategy.root_device}",
         flush=True,
     )
+    if not any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        print("note: without callbacks.checkpoints the run cannot be continued, sampled or exported", flush=True)
     for note in filter(None, (part.note(module.critic) for part in module.loss.regularizer.values())):
         print(f"note: {note}", flush=True)
 

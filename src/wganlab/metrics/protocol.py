@@ -99,6 +99,8 @@ class Protocol:
             generated = f" and {self.images} generated" if self.scores_features else ""
             there = f"{len(stored)} real{generated} samples"
             print(f"note: left out, for they take more than {there}: {', '.join(taken)}", flush=True)
+        if self.extractor is not None and not self.scores_features:
+            print("note: points have no features, and the extractor is not used", flush=True)
         if self.scores_features and getattr(self.extractor, "published", False) and self.images < of.PUBLISHED:
             print(
                 f"note: scores of {self.images} images are no published ones, which take {of.PUBLISHED} or more",
