@@ -115,7 +115,11 @@ def test_train_help_lists_the_choices_and_keys(tmp_path: Path) -> None:
     text = wganlab("train", "--help", cwd=tmp_path).stdout
     for loss in LOSSES:
         comment = (conf_dir() / "loss" / f"{loss}.yaml").read_text().splitlines()[0].removeprefix("# ")
-        assert f"\n  {loss:22} {comment}\n" in text
+        assert f"\n  {loss:22} {comment[:60]}" in text
+    whole = "the critic sees real and generated images in changed colours, shifted and with a hole none"
+    assert whole in " ".join(text.split()), "sentences end, and go on over lines"
+    assert "the paper's code draws 100,000 points once\n  gaussians8 " in text, "without the command below"
+    assert max(map(len, text.partition("== Config ")[0].splitlines())) <= 120
     assert "\nloss/regularizer\n  dragan " in text
     assert "  gaussians_wgan_gp      8 Gaussians as in the toy program" in text, "not the line of its package"
     assert "n_critic: 5" in text

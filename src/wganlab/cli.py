@@ -3,7 +3,9 @@
 import argparse
 import gc
 import os
+import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
@@ -125,7 +127,7 @@ def ask_hydra(arguments: Sequence[str]) -> None:
 
 
 def explained(text: str, folders: Sequence[Path]) -> str:
-    """Hydra's help with a line for each choice of a group: the first of the comment that its YAML opens with."""
+    """Hydra's help with a sentence for each choice of a group: the first of the comment that its YAML opens with."""
     before, title, rest = text.partition("== Choices (key=choice) ==\n")
     groups, config_title, after = rest.partition("\n== Config ")
     lines = []
@@ -134,15 +136,16 @@ def explained(text: str, folders: Sequence[Path]) -> str:
         lines.append(group)
         for choice in choices.split(", "):
             found = [path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()]
-            said = opening_comment(found[0]) if found else []
-            lines.append(f"  {choice:22} {said[0] if said else ''}".rstrip())
+            comment = " ".join(opening_comment(found[0]) if found else [])
+            said = re.split(r"(?<=\.)\s+(?=[A-Z]|\w+[=/])", comment)[0].removesuffix(".")
+            lines.append(textwrap.fill(f"  {choice:22} {said}".rstrip(), 120, subsequent_indent=" " * 25))
     return before + title + "\n".join(lines) + "\n" + config_title + after
 
 
 def opening_comment(path: Path) -> list[str]:
-    """The lines of the comment that a YAML opens with, after the one that names its package."""
+    """The lines of the comment that a YAML opens with, after the one that names its package, up to a command."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = takewhile(lambda line: line.startswith("#"), lines)
+    comment = takewhile(lambda line: line.startswith("#") and not line.startswith("#  "), lines)
     return [line.removeprefix("#").strip() for line in comment if not line.startswith("# @package")]
 
 
