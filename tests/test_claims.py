@@ -331,6 +331,26 @@ def test_a_seed_without_a_run_that_others_have_has_no_number(tmp_path: Path) -> 
     assert five.decision == "holds"
 
 
+def test_what_some_seeds_were_given_is_no_sweep(tmp_path: Path) -> None:
+    """As when a study goes on without a tracker."""
+    for run in runs(tmp_path, {"a": A, "b": B}):
+        if run.config["seed"] > 3:
+            path = run.folder / ".hydra" / "overrides.yaml"
+            path.write_text(json.dumps([*json.loads(path.read_text()), "logger=none"]))
+    (found,) = verdicts(find_runs([tmp_path]), CLAIM)
+    assert (found.decision, len(found.values)) == ("holds", 8)
+
+
+def test_a_run_that_no_look_has_planned_takes_no_verdict_back(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"a": [*A, 1.0], "b": [*B, 1.0]})
+    (tmp_path / "arms=a,seed=8" / "metrics.csv").write_text("step,seconds,critic/loss\n10,1,2\n")
+    (still,) = verdicts(find_runs([tmp_path]), CLAIM)
+    assert still.decision == "holds"
+    (now,) = verdicts(find_runs([tmp_path]), CLAIM, seeds=9)
+    assert now.description == "incomplete (seed 8 of a has no eval/fid)"
+    assert len(found) == 18
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -671,7 +691,7 @@ def test_publishing_loses_no_seeds_and_keeps_nothing_that_is_gone(tmp_path: Path
     publish(folder, sweep)
     written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     shutil.rmtree(sweep / "slow7")
-    with pytest.raises(ConfigError, match="lacks runs of seed 7, by which it was published that: Fast is near"):
+    with pytest.raises(ConfigError, match="has no number of seed 7, by which it was published that: Fast is near"):
         publish(folder, sweep)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
     record = json.loads((folder / "verdicts.json").read_text())

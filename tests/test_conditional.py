@@ -258,6 +258,10 @@ def test_samples_are_of_the_classes_that_are_asked_for(run: Path) -> None:
     assert done.returncode == 2
     assert "n=2: must be at least one for each of 3 labels" in done.stderr
     assert not torch.equal(images, loaded.sample(12, labels=[7, 3]))
+    done = in_process("sample", f"run={run}", "labels=[0,1,2,3,4,5,6,7,8,9]", "n=10", "output=all", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ConfigError, match=r"the data have no class 1\.7"):
+        loaded.sample(3, labels=[1.7])  # type: ignore[list-item]
     done = in_process("sample", f"run={run}", "labels=[3,7]", "n=12", "output=asked", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     assert (run.parent / "asked" / "labels.csv").read_text().split() == ["label", *"333333777777"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import math
 import pickle
 from pathlib import Path
@@ -371,6 +372,13 @@ def test_refused_data_leave_no_folder_and_are_refused_in_one_line(tmp_path: Path
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert not (tmp_path / "run").exists()
+    jobs = ["--config-dir", "conf", "dataset=own", "model=mlp", "steps=2", "logger=none", "hydra.sweep.dir=out"]
+    done = wganlab("train", "-m", *jobs, "dataset.n=70,64", "batch_size=8", "callbacks=none", cwd=tmp_path)
+    assert done.returncode == 1
+    status = json.loads((tmp_path / "out" / "dataset.n=70" / "status.json").read_text())
+    assert status["state"] == "failed", "a sweep shows what its jobs were refused for, and does not begin them again"
+    assert status["error"].endswith("its load() returns 64 samples, and its length is 70")
+    assert "1 of 2 jobs completed" in done.stdout
 
 
 class Drawn:

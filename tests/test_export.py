@@ -244,6 +244,7 @@ class Odd(nn.Module):
         self.blocks.append(nn.Sequential())
         self.last = nn.Sequential()
         self.last.add_module("squash", nn.Hardtanh(-2.0, 2.0))
+        self.last.add_module("shrink", nn.Hardshrink(0.3))
         self.last.add_module("grow", nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
 
     def forward(self, latents: torch.Tensor, /) -> torch.Tensor:

@@ -78,6 +78,13 @@ def test_what_is_no_export_is_refused_and_no_code_is_run(user: Path, tmp_path: P
     (tmp_path / "config.json").write_bytes((user / "plain_safetensors" / "config.json").read_bytes())
     with pytest.raises(ConfigError, match="cannot be read"):
         wganlab.load_export(tmp_path)
+    (tmp_path / "generator.safetensors").write_bytes(
+        (user / "plain_safetensors" / "generator.safetensors").read_bytes()
+    )
+    for model in ({}, None, {"latent_dim": 4}, {"latent_dim": 4, "generator": {}}):
+        (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+        with pytest.raises(ConfigError, match="cannot be read"):
+            wganlab.load_export(tmp_path)
 
 
 class Hub(BaseHTTPRequestHandler):

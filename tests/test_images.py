@@ -192,13 +192,15 @@ def test_a_class_has_the_same_number_in_every_split(tmp_path: Path) -> None:
     assert labels.tolist() == [0, 2]
 
 
-def test_images_beside_the_folders_of_classes_are_the_last_class(pictures: Path) -> None:
-    picture(10).save(pictures / "a cover.png")
-    source = ImageFolder(root=str(pictures), size=8)
-    source.load()
-    labels = source.labels()
-    assert labels is not None
-    assert labels.tolist() == [2, 0, 0, 0, 1, 1, 1, 1]
+def test_what_is_no_split_has_no_class_and_no_say(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "assets/banner", "test"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        picture(10).save(tmp_path / name / "x.png")
+    for split, expected in (("train", [0, 1]), ("test", None)):
+        source = ImageFolder(root=str(tmp_path), size=8, split=[split])  # type: ignore[list-item]
+        source.load()
+        labels = source.labels()
+        assert (None if labels is None else labels.tolist()) == expected
 
 
 def test_a_torn_cache_is_made_again(pictures: Path) -> None:
@@ -275,6 +277,12 @@ def test_colours_of_16_bits_have_the_range_of_16_bits_or_are_refused(tmp_path: P
     assert values(tmp_path) == [3000 >> 8]
     with pytest.raises(InvalidValueError, match="colours of 16 bits, of which Pillow gives the high byte"):
         values(tmp_path, value_range=(0, 4095), max_broken=0)
+
+
+def test_wide_bitmaps_of_8_bits_are_not_taken_for_deep_colours(tmp_path: Path) -> None:
+    picture(100, (544, 8)).save(tmp_path / "wide.bmp")
+    grey(tmp_path / "deep.png", 4000)
+    assert len(values(tmp_path, max_broken=0)) == 2
 
 
 def test_what_pillow_opens_is_an_image_whatever_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ from wganlab.networks.layers import FeatureCritic, ImageCritic
 from wganlab.networks.mlp import Critic
 from wganlab.networks.r3gan import Critic as ModernCritic
 from wganlab.networks.resnet import Critic as ResidualCritic
+from wganlab.networks.upsample_dcgan import Critic as UpsampleCritic
 from wganlab.objectives import Wasserstein
 from wganlab.schema import ConfigError
 
@@ -193,6 +194,7 @@ CRITICS: dict[str, tuple[FeatureCritic, tuple[int, ...]]] = {
     "convolutions": (ConvolutionalCritic(shape=(1, 28, 28), n_filters=4), (1, 28, 28)),
     "residual": (ResidualCritic(shape=(3, 16, 16), n_filters=4), (3, 16, 16)),
     "sum over pixels": (ResidualCritic(shape=(3, 16, 16), n_filters=4, pooling="sum"), (3, 16, 16)),
+    "dropout": (UpsampleCritic(shape=(1, 32, 32), n_filters=4), (1, 32, 32)),
     "groups": (ModernCritic(shape=(3, 16, 16), widths=(8, 8), group_width=4), (3, 16, 16)),
 }
 

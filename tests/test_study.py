@@ -250,6 +250,8 @@ def test_a_users_own_study(tmp_path: Path) -> None:
     (own / "study.yaml").unlink()
     with pytest.raises(ConfigError, match=r"mine: has no study\.yaml"):
         find_study(str(own))
+    (own / "arms" / "one.yaml").write_text("\n# @package _global_\nsteps: 3\n")
+    assert arm_names(own) == ["one"]
     (own / "arms" / "one.yaml").write_text("steps: 3\n")
     with pytest.raises(ConfigError, match=r"arms/one.yaml: its first line must be # @package _global_"):
         arm_names(own)

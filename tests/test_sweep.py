@@ -119,7 +119,8 @@ def test_a_sweep_and_a_run_have_folders_of_their_own(tmp_path: Path) -> None:
         before = sorted(tmp_path.rglob("*"))
         mixed = in_process("train", *flags[other], *given, f"{other}={name}", cwd=tmp_path)
         assert mixed.returncode == 2
-        assert "already holds a run" in mixed.stderr or f"{other}={name}: holds a " in mixed.stderr
+        held = "holds a sweep (sweep.json)" if name == "many" else "holds a run (status.json)"
+        assert mixed.stderr == f"wganlab: {other}={name}: {held}; give a new folder\n"
         assert sorted(tmp_path.rglob("*")) == before
 
 

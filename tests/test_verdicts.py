@@ -151,7 +151,7 @@ def test_both_tests_are_shown_and_must_agree() -> None:
     assert found.p_values["sign flips"][HOLDS] == 1 / 256
     assert found.decision == UNDECIDED, "eight seeds cannot decide twenty claims by an exact test"
     assert found.tested.startswith("sign flips 0.0039, t ")
-    assert found.description == "undecided, leans towards holds (12 seeds for 80% power at another look)"
+    assert found.description == "undecided, leans towards holds (9 fresh seeds for 80% power)"
 
 
 def test_nothing_is_decided_before_the_planned_seeds_are_there() -> None:
@@ -190,10 +190,10 @@ def test_runs_that_do_not_belong_together_decide_nothing() -> None:
 
 
 def test_shares_have_exact_intervals_and_exact_power() -> None:
-    """Eight of eight: Clopper and Pearson's interval, and the n of .9^n < .04 / 5."""
+    """Eight of eight: Clopper and Pearson's interval, and the n of .9^n < .04."""
     found = verdict(claim(metric="diverged", versus=None, below=None, above=0.9), [1.0] * 8, claims=1)
     assert found.summary == (1.0, pytest.approx(0.04 ** (1 / 8)), 1.0)
-    wanted = "46 to more than a thousand seeds for 80% power at another look"
+    wanted = "31 to more than a thousand fresh seeds for 80% power"
     assert found.description == f"undecided, leans towards holds ({wanted})"
     none = verdict(claim(metric="diverged", versus=None, below=0.1), [0.0] * 8, claims=1)
     assert none.summary == (0.0, 0.0, pytest.approx(1 - 0.04 ** (1 / 8)))
@@ -203,11 +203,11 @@ def test_shares_have_exact_intervals_and_exact_power() -> None:
 def test_undecided_claims_say_how_many_seeds_would_have_power() -> None:
     values = [-1.0, 0.5, -0.8, 0.4, -1.2, 0.3, -0.1, -0.9]
     found = verdict(claim(), values, claims=1)
-    assert found.description == "undecided, leans towards holds (46 to 81 seeds for 80% power at another look)"
+    assert found.description == "undecided, leans towards holds (29 to 51 fresh seeds for 80% power)"
     one_sided = claim(versus=None, metric="eval/fid", below=0)
-    # seven of eight below: 15 of 18 signs decide at 0.004, and come with P = 0.82 where each has 7/8
+    # seven of eight below: 10 of 12 signs decide at 0.02, and come with P = 0.82 where each has 7/8
     alone = verdict(one_sided, [-1.0, -5.0, -0.8, -0.4, -1.2, -0.3, -0.1, 0.9], claims=2)
-    assert alone.description == "undecided, leans towards holds (18 to 104 seeds for 80% power at another look)"
+    assert alone.description == "undecided, leans towards holds (12 to 73 fresh seeds for 80% power)"
     assert "infinitely worse" in verdict(claim(diverged="worst"), [*values[:7], math.inf]).description
 
 

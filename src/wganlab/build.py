@@ -314,7 +314,7 @@ def check_values(samples: Tensor, of: str) -> None:
         fault = f"is not finite in {int((~finite).sum()):,} samples, the first of them {int((~finite).nonzero()[0])}"
         raise ConfigError("dataset", f": what its {of}() returns {fault}")
     low, high = samples.min().item(), samples.max().item()
-    if samples.dim() == 4 and (low < -1 - 1e-3 or high > 1 + 1e-3 or (low >= 0 and high > 0)):
+    if of == "load" and samples.dim() == 4 and (low < -1 - 1e-3 or high > 1 + 1e-3 or (low >= 0 and high > 0)):
         print(f"note: the images are {low:g} to {high:g}, and generators that end in tanh make -1 to 1", flush=True)
 
 

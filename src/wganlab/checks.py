@@ -136,9 +136,10 @@ def import_target(node: Mapping[str, Any], key: str) -> Any:
 def misnamed(target: str) -> str | None:
     """What an imported module has in the place of a name that it has not; None where the name is not what is wrong."""
     module, _, name = target.rpartition(".")
-    if module not in sys.modules or hasattr(sys.modules[module], name):
+    names = dir(sys.modules.get(module, object))
+    if module not in sys.modules or name in names or hasattr(type(sys.modules[module]), "__getattr__"):
         return None
-    close = difflib.get_close_matches(name, dir(sys.modules[module]), 1)
+    close = difflib.get_close_matches(name, names, 1)
     return f"{module} has no {name}" + (f"; did you mean {close[0]}?" if close else "")
 
 

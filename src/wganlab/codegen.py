@@ -145,7 +145,7 @@ def layer(module: nn.Module) -> str:
                 keyword.value = ast.Constant(keyword.value.id)
             if ast.literal_eval(keyword.value) != known[keyword.arg or ""].default:
                 kept.append(keyword)
-        said = {keyword.arg for keyword in call.keywords}
+        said = {keyword.arg for keyword in call.keywords} | {*[*known][: len(call.args)]}
         for name, parameter in known.items():  # align_corners of nn.Upsample, say
             value = getattr(module, name, None)
             optional = parameter.default is not parameter.empty and name not in said

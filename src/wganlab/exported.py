@@ -57,7 +57,7 @@ def load_export(path: str | Path) -> LoadedExport:
     where the repository cannot be had.
     """
     here = Path(path).expanduser()
-    if not here.is_dir() and here.parent.is_dir() and here.parent != Path():
+    if not here.is_dir() and (here.is_absolute() or str(path).startswith(".")):
         raise ConfigError("path", f"={path}: no such folder")
     folder = here if here.is_dir() else download(str(path))
     weights, onnx = folder / "generator.safetensors", folder / "generator.onnx"
@@ -82,10 +82,12 @@ def from_safetensors(folder: Path, config: dict[str, Any]) -> LoadedExport:
     from safetensors import safe_open
 
     with reading(folder):
-        model = config["model"]
+        model = dict(config["model"])
+        if not (model["latent_dim"] and model["generator"]["_target_"]):
+            raise ValueError("config.json describes no generator")
     check_targets(Networks, model, "model")
     with reading(folder), safe_open(folder / "generator.safetensors", "pt") as file:
-        notes, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        notes, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if "shape" not in notes:
         raise ConfigError("path", f"={folder}: was written by an earlier version; export the run again")
     dtype = dtype_of(state)

@@ -49,7 +49,7 @@ class Classes(NamedTuple):
 
         Raises ConfigError for none, for more than n, and for one that the data do not have.
         """
-        wanted, known = [int(label) for label in labels], self.numbers.tolist()
+        wanted, known = torch.as_tensor(labels).tolist(), self.numbers.tolist()
         shown = f"{known[0]} to {known[-1]}" if known == [*range(known[0], known[-1] + 1)] else f"{known}"
         if unknown := [label for label in wanted if label not in known]:
             raise ConfigError("labels", f"={wanted}: the data have no class {unknown[0]}; allowed are {shown}")
@@ -57,7 +57,7 @@ class Classes(NamedTuple):
             raise ConfigError("labels", f"=[]: must name one or more; allowed are {shown}")
         if n < len(wanted):
             raise ConfigError("n", f"={n}: must be at least one for each of {len(wanted)} labels")
-        return torch.tensor(wanted)[torch.arange(n) * len(wanted) // n]
+        return torch.tensor([int(label) for label in wanted])[torch.arange(n) * len(wanted) // n]
 
     def spread(self, n: int) -> Tensor:
         """Labels (n,): equally many of each class, side by side; where there are more classes, some of them."""

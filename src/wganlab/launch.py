@@ -105,6 +105,7 @@ def resume(overrides: Sequence[str]) -> Path:
     for key in {*BUDGETS} & changes.keys() - {budget}:
         current = f"{budget}={found.config.get(budget)}"
         raise ConfigError(key, f"={changes[key]}: the budget of this run is {current}; raise that")
+    changes = {key: value for key, value in changes.items() if str(value) != found.choices.get(key)}
     for key in changes.keys() & found.choices.keys():
         was = f"cannot change in a run that is continued; it is {found.choices[key]}"
         raise ConfigError(key, f"={changes[key]}: {was}; give a new folder for a new run")

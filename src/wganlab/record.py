@@ -62,7 +62,7 @@ def train_as_rank_zero(folder: Path, config: DictConfig, *, may_continue: bool) 
             check_continuable(folder, status)
             prove(config, folder)
         write_config(folder, config)
-        summary = run(config, folder, status)
+        summary = run(config, folder, status, in_sweep=may_continue)
     else:
         parallel.broadcast_object(None)
         made, budget = summary["steps"], summary.get("budget", summary["steps"])
@@ -91,8 +91,11 @@ def refuse_to_repeat(status: Mapping[str, Any]) -> None:
         raise RuntimeError(status.get("error"))
 
 
-def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Train, in this process or on ranks of it, and keep status.json at the truth."""
+def run(config: DictConfig, folder: Path, before: Mapping[str, Any], *, in_sweep: bool) -> dict[str, Any]:
+    """Train, in this process or on ranks of it, and keep status.json at the truth.
+
+    Nothing is left of a single run that is refused for its data; a sweep shows what its jobs were refused for.
+    """
     status: dict[str, Any] = {
         "state": Status.RUNNING,
         "started": before.get("started") or now(),
@@ -113,8 +116,8 @@ def run(config: DictConfig, folder: Path, before: Mapping[str, Any]) -> dict[str
         state = {"state": Status.STOPPED if stopped else Status.FAILED, "finished": now(), "error": message}
         with suppress(OSError):  # a full disk: what went wrong matters more than its record
             write_json(folder / "status.json", status | state)
-        begun = any((folder / name).exists() for name in TRACES)
-        if isinstance(error, ConfigError) and not (before or begun):  # its data are not as they should be
+        begun = before or any((folder / name).exists() for name in TRACES)
+        if isinstance(error, ConfigError) and not (in_sweep or begun):
             take_back(folder)
         raise
     write_json(folder / "status.json", status | {"state": Status.COMPLETED, "finished": now()})

@@ -66,7 +66,8 @@ def sample(
     random = torch.Generator().manual_seed(seed)
     if not drawable(saved["shape"], columns):
         raise ConfigError("run", f"={run}: its samples are no images, rows or points, and cannot be drawn")
-    asked, of_paths = (labels_for(generator, classes, labels, rows, seed) for rows in (n, interpolations))
+    asked = labels_for(generator, classes, labels, n, seed)
+    of_paths = labels_for(generator, classes, labels and labels[:interpolations], interpolations, seed)
     try:
         with replacing(folder) as new:
             write_samples(draw_parts(generator, trained.model, n, random, asked), new, columns, asked)

@@ -82,7 +82,7 @@ def arm_names(folder: Path) -> list[str]:
     if not paths:
         raise ConfigError(str(folder), ": has no arms; each is a YAML in arms/")
     for path in paths:
-        if not re.match(r"#\s*@package\s+_global_\s*$", path.read_text(encoding="utf-8").partition("\n")[0]):
+        if not re.match(r"\s*#\s*@package\s+_global_\s*(\n|$)", path.read_text(encoding="utf-8")):
             raise ConfigError(str(path), ": its first line must be # @package _global_, or its keys are not at the top")
     return [path.stem for path in paths]
 
@@ -203,7 +203,7 @@ def read_study(folder: Path) -> Study:
 
 def check_plan(study: Study, claims: Sequence[Claim], path: Path) -> None:
     """Raises ConfigError for seeds that are planned twice, that a search sees, or that are too few for the claims."""
-    exact = any("binomial" not in claim.tests for claim in claims)
+    exact = bool(claims) and all("binomial" not in claim.tests for claim in claims)
     for budget in (None, *study.budgets):
         seeds = planned_seeds(study, budget)
         key = f"{path}: {f'budgets.{budget}' if budget else 'sweep'}.seed"
@@ -242,7 +242,10 @@ def verdicts(folder: Path, runs: Sequence[Run], where: Path, *, budget: str | No
         path = where / "verdicts.json"
         raise ConfigError(str(path), f": has no {sorted(gone)[0]}, which study.yaml claims; that takes the runs")
     found = [Measured.of(claim, runs) if runs else Measured.recorded(claim, record) for claim in claims]
-    return decide(claims, found, planned, earlier=looks(record) or looks(recorded(folder)))
+    published = [] if budget else [*looks(recorded(folder))]
+    if published and not set(published[0]) <= set(planned):  # of a budget
+        published = []
+    return decide(claims, found, planned, earlier=looks(record) or published)
 
 
 def recorded(folder: Path) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def is_deep(mode: str) -> bool:
 
 def has_16_bits(image: Image.Image) -> bool:
     """Whether an image that has been opened, and not read, holds 16 bits for each value."""
-    return any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    modes = [tile[3] if isinstance(tile[3], str) else (*(tile[3] or ()), "")[0] for tile in getattr(image, "tile", ())]
+    return any(";16" in str(mode) for mode in modes)
 
 
 def extremes(path: Path) -> tuple[float, float] | None:

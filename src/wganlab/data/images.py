@@ -82,7 +82,9 @@ class ImageFolder:
             others = f", but {said(self.left_out)}" if self.left_out else ""
             raise InvalidValueError("root", root, f"holds no images at any depth{others}")
         self.splits = self._splits(split)
-        #: Those of all splits, in whose classes and range of values those that are wanted are told.
+        if self.splits:
+            self.files = [file for file in self.files if (*self._place(file), "")[0].lower() in SPLITS]
+        #: Those of all splits, whose classes and range of values those that are wanted have.
         self.all_files = self.files
         self.files = [file for file in self.files if not self.splits or self._place(file)[0] in self.splits]
 
@@ -129,11 +131,12 @@ class ImageFolder:
     def labels(self) -> Tensor | None:
         """Class numbers of what :meth:`load` returned, by sorted name of the class's folder; None without folders.
 
-        A class has the same number in every split. Images beside the folders of the classes are one more, the last.
+        A class has the same number in every split. Images beside the folders of the classes are one more, the first.
         """
-        names = sorted({*map(self._class, self.all_files)}, key=lambda name: (not name, name))
-        numbers = {name: number for number, name in enumerate(names)}
-        return torch.tensor([numbers[self._class(file)] for file in self.files]) if len(numbers) > 1 else None
+        classes = [*map(self._class, self.files)]
+        names = {*classes, *filter(None, map(self._class, self.all_files))}
+        numbers = {name: number for number, name in enumerate(sorted(names))}
+        return torch.tensor([numbers[name] for name in classes]) if len(set(classes)) > 1 else None
 
     def _class(self, file: Path) -> str:
         """The folder that a file's class is named after; empty beside these."""
@@ -148,7 +151,8 @@ class ImageFolder:
             ]
         described = [VERSION, self.shape, self.value_range, content]
         if len(self.all_files) > len(self.files):  # whose values have a say in the range
-            described.append([(str(file.relative_to(self.root)), file.stat().st_size) for file in self.all_files])
+            others = [(str(file.relative_to(self.root)), file.stat()) for file in self.all_files]
+            described.append([(name, stat.st_size, stat.st_mtime_ns) for name, stat in others])
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
     def _read(self, cache: Path) -> Tensor:

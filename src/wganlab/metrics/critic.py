@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wganlab.distances import exact, kantorovich_potential
 from wganlab.networks import r3gan
-from wganlab.networks.layers import FeatureCritic, ImageCritic, compares_samples, takes_labels
+from wganlab.networks.layers import Dropout, FeatureCritic, ImageCritic, compares_samples, takes_labels
 from wganlab.networks.resnet import Block
 from wganlab.objectives import Objective
 from wganlab.regularizers import NORM_LAYERS, gradient_norms
@@ -18,8 +18,8 @@ from wganlab.regularizers import NORM_LAYERS, gradient_norms
 CONTRACTIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Flatten, nn.Identity, nn.Dropout, nn.ZeroPad2d)
 #: All whose bound is known.
 KNOWN = (
-    *(FeatureCritic, nn.Sequential, Block, r3gan.Block, *CONTRACTIONS, nn.AdaptiveAvgPool2d, nn.LeakyReLU),
-    *(nn.Linear, nn.Conv2d, nn.AvgPool2d, *NORM_LAYERS),
+    *(FeatureCritic, nn.Sequential, Block, r3gan.Block, *CONTRACTIONS, Dropout, nn.AdaptiveAvgPool2d),
+    *(nn.LeakyReLU, nn.Linear, nn.Conv2d, nn.AvgPool2d, *NORM_LAYERS),
 )
 
 #: Samples whose gradients are taken at a time: their activations take megabytes each.

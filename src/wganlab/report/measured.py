@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
@@ -14,27 +15,30 @@ from wganlab.report.compare import BUDGETS, PLACE, setting
 from wganlab.report.epochs import mean_over_epoch, mean_over_steps
 from wganlab.runs import Row, Run, Status, final_and_best, load_yaml
 
-#: What else is swept: the overrides of a run but for arm, seed and budget.
+#: A run's overrides of what else is swept.
 Settings = tuple[tuple[str, str], ...]
 
 
 class Measured(NamedTuple):
-    """What a claim is decided from: the number of each seed that has it, how many of the runs diverged, and why they
-    cannot be put together, where they cannot."""
+    """What a claim is decided from: the number of each seed that has it, how many of the runs diverged, why they
+    cannot be put together, where they cannot, and by seed why its completed run has no number."""
 
     values: Mapping[str, float]
     n_diverged: int = 0
     objection: str | None = None
+    missing: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def of(cls, claim: Claim, runs: Sequence[Run]) -> "Measured":
         """From the runs of a study."""
         there = [run for arm in claim.arms for run in of_arm(claim, runs, arm)]
         found = values(claim, runs)
-        why = objection(claim, there) or next((said for run in there if (said := without(claim, run, found))), None)
+        reasons = [(str(run.config.get("seed")), without(claim, run, found)) for run in reversed(there)]
+        missing = {seed: said for seed, said in reasons if said}  # the first of each seed
+        why = objection(claim, there)
         if not there and any(run.overrides.get("arms") in claim.arms for run in runs):
             why = f"no run has {' and '.join(f'{key}={value}' for key, value in claim.where.items())}"
-        return cls(found, sum(has_diverged(claim, run) for run in there), why)
+        return cls(found, sum(has_diverged(claim, run) for run in there), why, missing)
 
     @classmethod
     def recorded(cls, claim: Claim, record: Mapping[str, Any]) -> "Measured":
@@ -46,12 +50,12 @@ class Measured(NamedTuple):
 
 def values(claim: Claim, runs: Sequence[Run]) -> dict[str, float]:
     """The number for each seed that has it; infinite where a run diverged that counts as the worst."""
-    arms = {arm: of_arm(claim, runs, arm) for arm in claim.arms}
-    wanted = {swept(run) for of in arms.values() for run in of}
-    first = by_seed(claim, arms[claim.arm], wanted, claim.epoch)
+    there = [run for arm in claim.arms for run in of_arm(claim, runs, arm)]
+    settings = swept(there)
+    first = by_seed(claim, claim.arm, settings, claim.epoch)
     if not claim.paired:
         return first
-    second = by_seed(claim, arms[claim.versus or claim.arm], wanted, claim.versus_epoch or claim.epoch)
+    second = by_seed(claim, claim.versus or claim.arm, settings, claim.versus_epoch or claim.epoch)
     pairs = {seed: compared(claim, first[seed], second[seed]) for seed in first if seed in second}
     return {seed: value for seed, value in pairs.items() if not math.isnan(value)}
 
@@ -69,16 +73,21 @@ def compared(claim: Claim, one: float, other: float) -> float:
     return math.log10(one / other) if one * other > 0 and not negative else math.nan
 
 
-def by_seed(claim: Claim, runs: Sequence[Run], wanted: set[Settings], epoch: int | None) -> dict[str, float]:
-    """The number of one arm, in an epoch or the whole run, by seed: the mean over all wanted settings of what else is
-    swept. A seed without a number at one of them has none: a mean over the others would be that of another question."""
+def by_seed(claim: Claim, arm: str, runs: Sequence[tuple[Run, Settings]], epoch: int | None) -> dict[str, float]:
+    """The number of one arm, in an epoch or the whole run, by seed: the mean over all settings of what else is swept.
+
+    A seed without a number at one of them has none: a mean over the others would be that of another question.
+    """
+    wanted = {settings for _, settings in runs}
     found: dict[str, dict[Settings, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
+    for run, settings in runs:
+        if run.overrides["arms"] != arm:
+            continue
         value = of_run(claim, run) if epoch is None else mean_over_epoch(run.rows, claim.metric, epoch)
         if claim.diverged and run.diverged and value is None:
             value = metric_of(claim.metric).sign * math.inf if claim.reaches is None else 0.0
         if value is not None and not math.isnan(value):
-            found[str(run.config.get("seed"))][swept(run)].append(value)
+            found[str(run.config.get("seed"))][settings].append(value)
     whole = {seed: of_seed.values() for seed, of_seed in found.items() if of_seed.keys() == wanted}
     return {seed: fmean(value for several in of_seed for value in several) for seed, of_seed in whole.items()}
 
@@ -93,11 +102,18 @@ def of_arm(claim: Claim, runs: Sequence[Run], arm: str) -> list[Run]:
     ]
 
 
-def swept(run: Run) -> Settings:
-    """What tells a run from others of its arm and seed, a tuned arm's trial and the place of the same data left out."""
-    own = {"arms", "seed", "trial", *BUDGETS}
-    items = run.overrides.items()
-    return tuple(sorted((k, v) for k, v in items if k not in own and not (PLACE.match(k) and "/" in v)))
+def swept(runs: Sequence[Run]) -> list[tuple[Run, Settings]]:
+    """Each run, and what tells it from others of its arm and seed: its overrides of what differs among such runs.
+
+    The place of the same data, and what all runs of a seed were given, tell none apart.
+    """
+    values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        for key, value in run.overrides.items():
+            if key not in BUDGETS and not (PLACE.match(key) and "/" in value):
+                values[run.overrides["arms"], str(run.config.get("seed")), key].add(value)
+    keys = sorted({key for (_, _, key), found in values.items() if len(found) > 1})
+    return [(run, tuple((key, run.overrides[key]) for key in keys if key in run.overrides)) for run in runs]
 
 
 def equal(found: str, wanted: Any) -> bool:
@@ -121,8 +137,9 @@ def objection(claim: Claim, runs: Sequence[Run]) -> str | None:
     """
     completed = [run for run in runs if run.state == Status.COMPLETED]
     arms = {run.overrides["arms"]: set[Settings]() for run in runs}
+    of_run = {run.folder: settings for run, settings in swept(runs)}
     for run in runs:
-        arms[run.overrides["arms"]].add(swept(run))
+        arms[run.overrides["arms"]].add(of_run[run.folder])
     wanted = set().union(*arms.values())
     for arm, settings in arms.items():
         if missing := sorted(wanted - settings):
@@ -134,12 +151,12 @@ def objection(claim: Claim, runs: Sequence[Run]) -> str | None:
     for key in () if claim.until or claim.epoch else BUDGETS:
         lengths: dict[Any, set[str]] = defaultdict(set)
         for run in completed:
-            lengths[run.overrides["arms"], swept(run)].add(setting(run, key))
+            lengths[run.overrides["arms"], of_run[run.folder]].add(setting(run, key))
         if different := [of_group for of_group in lengths.values() if len(of_group) > 1]:
             return f"runs of {' and '.join(sorted(different[0]))} {key}, and no until that says where to read them"
     protocols: dict[Settings, set[str | None]] = defaultdict(set)
     for run in completed:
-        protocols[swept(run)].add(run.protocol.get("id"))
+        protocols[of_run[run.folder]].add(run.protocol.get("id"))
     if metric_of(claim.metric).protocol is not None and any(len(ids) > 1 for ids in protocols.values()):
         return "scores of different protocols"
     return None

@@ -14,12 +14,12 @@ POWER = 0.8
 
 
 def seeds_wanted(verdict: "Verdict") -> str:
-    """The seeds for a power of 80% at the level of the next look, in words.
+    """The seeds that would have a power of 80% if they were planned, and looked at once, in words.
 
     A range: with the effect or spread as found, and as it may well be.
     """
     values = list(verdict.counted.values())
-    bounds, alpha = bounds_of(verdict), verdict.alpha * (1 - FIRST_LOOK)
+    bounds, alpha = bounds_of(verdict), verdict.alpha / (1 - FIRST_LOOK) ** (len(verdict.stages) - 1)
     power, choose = 1 - (1 - POWER) / len(bounds), max  # all of the tests must succeed
     if verdict.leaning == FAILS:  # any of them may, at its part of the level
         power, choose, alpha = POWER, min, alpha / len(bounds)
@@ -42,7 +42,7 @@ def seeds_wanted(verdict: "Verdict") -> str:
     if math.isinf(few):
         return "a thousand seeds would not give 80% power"
     most = "" if many == few else " to more than a thousand" if math.isinf(many) else f" to {many}"
-    return f"{few}{most} seeds for 80% power at another look"
+    return f"{few}{most} fresh seeds for 80% power"
 
 
 def bounds_of(verdict: "Verdict") -> list[tuple[float, int]]:

@@ -93,9 +93,9 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     runs = find_runs([sweep_dir])
     study = read_study(folder)
     pieces = sweep_dir / "export"
-    shutil.rmtree(pieces, ignore_errors=True)  # what runs no longer have is not published
     found = verdicts(folder, runs, sweep_dir, budget=budget)
     refuse_fewer_seeds(folder, found, sweep_dir)
+    shutil.rmtree(pieces, ignore_errors=True)  # what runs no longer have is not published
     search = searched(study.tune, sweep_dir)
     write_report(runs, pieces, question=study.question, verdicts=found, search=search)
     published = folder / "published.csv"
@@ -129,7 +129,7 @@ def refuse_fewer_seeds(folder: Path, found: Sequence[Verdict], sweep_dir: Path) 
     there = {verdict.claim.number: verdict.values for verdict in found}
     for record in recorded(folder).get("claims", []):
         if lost := [seed for seed in record["values"] if seed not in there.get(record["number"], record["values"])]:
-            fault = f"lacks runs of seed {', '.join(lost)}, by which it was published that: {record['claim']}"
+            fault = f"has no number of seed {', '.join(lost)}, by which it was published that: {record['claim']}"
             advice = f"to publish without them, delete {folder / 'verdicts.json'}"
             raise ConfigError("hydra.sweep.dir", f"={sweep_dir}: {fault}; {advice}")
 

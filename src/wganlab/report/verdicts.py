@@ -7,7 +7,7 @@ Claims are corrected for their number, so that at most ALPHA of all studies deci
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,7 +37,8 @@ Stages = Sequence[Sequence[str]]
 class Verdict:
     """The decision on a claim, from the numbers of its seeds: ``alpha`` is the level of each of its one-sided tests.
 
-    ``n_diverged`` of its runs diverged. An ``objection`` says why its runs cannot be put together.
+    ``n_diverged`` of its runs diverged. An ``objection`` says why its runs cannot be put together, ``missing`` by seed
+    why a completed run has no number.
     """
 
     claim: Claim
@@ -46,12 +47,19 @@ class Verdict:
     alpha: float
     n_diverged: int = 0
     objection: str | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def incomplete(self) -> str | None:
+        """Why no verdict can be given, whatever runs are still to come: an objection, or a seed without a number."""
+        planned = [seed for stage in self.stages for seed in stage] or [*self.missing]
+        return self.objection or next((self.missing[seed] for seed in planned if seed in self.missing), None)
 
     @property
     def complete(self) -> bool:
         """Whether the numbers are there that were planned, and enough of them, and belong together."""
         there = all(seed in self.values for stage in self.stages for seed in stage)
-        return len(self.stages[0]) >= MIN_SEEDS and there and not self.objection
+        return len(self.stages[0]) >= MIN_SEEDS and there and not self.incomplete
 
     @property
     def counted(self) -> dict[str, float]:
@@ -122,8 +130,8 @@ class Verdict:
             return self.decision
         planned = sum(map(len, self.stages))
         found = len(self.counted) if planned else 0
-        if self.objection:
-            return f"incomplete ({self.objection})"
+        if self.incomplete:
+            return f"incomplete ({self.incomplete})"
         if self.n_diverged and not (self.claim.diverged or self.claim.metric == DIVERGED) and found < planned:
             many = "1 run" if self.n_diverged == 1 else f"{self.n_diverged} runs"
             return f"incomplete ({many} diverged, and the claim does not say what that counts as)"
@@ -158,7 +166,8 @@ class Verdict:
     def seeds(self) -> str:
         """How many seeds are tested, how many looks at them, and how many of the runs diverged.
 
-        More that are there belong to no stage yet: other claims lack them, or it is a single one.
+        More that are there count no more, as an earlier look has decided, or not yet: other claims lack them, or it is
+        a single one.
         """
         looks = f" at look {len(self.stages)}" if len(self.stages) > 1 else ""
         more = len(self.values) - len(self.counted)
@@ -189,7 +198,7 @@ class Verdict:
             "level": 1 - 2 * self.alpha,
             "values": {seed: x if math.isfinite(x) else str(x) for seed, x in self.counted.items()},
             "diverged": self.n_diverged,
-            "objection": self.objection,
+            "objection": self.incomplete,
             "p": None if open_ else {name: p[statement] for name, p in self.p_values.items()},
             "alpha": self.alpha,
             "verdict": self.decision,
@@ -208,7 +217,7 @@ def decide(
 def decided(claim: Claim, measured: Measured, stages: Stages, claims: int) -> Verdict:
     """The verdict on one of so many claims, at the first look that decides it: a later one does not take it back."""
     looks = (
-        Verdict(claim, measured.values, stages[:look], level(claims, look), measured.n_diverged, measured.objection)
+        Verdict(claim, measured.values, stages[:look], level(claims, look), *measured[1:])
         for look in range(1, len(stages) + 1)
     )
     for verdict in looks:
