@@ -107,12 +107,12 @@ def swept(runs: Sequence[Run]) -> list[tuple[Run, Settings]]:
 
     The place of the same data, and what all runs of a seed were given, tell none apart.
     """
-    values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    given: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for run in runs:
         for key, value in run.overrides.items():
             if key not in BUDGETS and not (PLACE.match(key) and "/" in value):
-                values[run.overrides["arms"], str(run.config.get("seed")), key].add(value)
-    keys = sorted({key for (_, _, key), found in values.items() if len(found) > 1})
+                given[run.overrides["arms"], str(run.config.get("seed")), key].add(value)
+    keys = sorted({key for (_, _, key), found in given.items() if len(found) > 1})
     return [(run, tuple((key, run.overrides[key]) for key in keys if key in run.overrides)) for run in runs]
 
 
@@ -137,9 +137,9 @@ def objection(claim: Claim, runs: Sequence[Run]) -> str | None:
     """
     completed = [run for run in runs if run.state == Status.COMPLETED]
     arms = {run.overrides["arms"]: set[Settings]() for run in runs}
-    of_run = {run.folder: settings for run, settings in swept(runs)}
+    settings_of = {run.folder: settings for run, settings in swept(runs)}
     for run in runs:
-        arms[run.overrides["arms"]].add(of_run[run.folder])
+        arms[run.overrides["arms"]].add(settings_of[run.folder])
     wanted = set().union(*arms.values())
     for arm, settings in arms.items():
         if missing := sorted(wanted - settings):
@@ -151,12 +151,12 @@ def objection(claim: Claim, runs: Sequence[Run]) -> str | None:
     for key in () if claim.until or claim.epoch else BUDGETS:
         lengths: dict[Any, set[str]] = defaultdict(set)
         for run in completed:
-            lengths[run.overrides["arms"], of_run[run.folder]].add(setting(run, key))
+            lengths[run.overrides["arms"], settings_of[run.folder]].add(setting(run, key))
         if different := [of_group for of_group in lengths.values() if len(of_group) > 1]:
             return f"runs of {' and '.join(sorted(different[0]))} {key}, and no until that says where to read them"
     protocols: dict[Settings, set[str | None]] = defaultdict(set)
     for run in completed:
-        protocols[of_run[run.folder]].add(run.protocol.get("id"))
+        protocols[settings_of[run.folder]].add(run.protocol.get("id"))
     if metric_of(claim.metric).protocol is not None and any(len(ids) > 1 for ids in protocols.values()):
         return "scores of different protocols"
     return None
