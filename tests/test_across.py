@@ -1,5 +1,6 @@
 """Comparison of arms over several data sets, against values that can be counted by hand."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_scores_below_zero_are_within_where_they_are_to_be_low() -> None:
     below = {"one": {"a": np.array([-0.2, -0.1, 0.1]), "b": np.array([1.0, 2, 3])}}
     assert profile(below, "a", np.array([0.5, 1, 4])) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
     assert figure(below).axes
+
+
+def test_the_table_is_its_own_mirror() -> None:
+    """A pair of arms is decided from both of its sides, or from none."""
+    random = np.random.default_rng(3)
+    data_sets = {name: {"a": random.normal(0.4, 1, 10), "b": random.normal(0, 1, 10)} for name in ("one", "two")}
+    first, second = ([float(x) for x in re.findall(r"\d\.\d\d", row)] for row in table(data_sets).splitlines()[2:])
+    assert first == pytest.approx([1 - second[0], 1 - second[2], 1 - second[1]], abs=0.0101)
+    assert first[1] < first[0] < first[2]
 
 
 def test_a_handful_of_seeds_is_not_set_in_bold() -> None:

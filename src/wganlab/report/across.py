@@ -6,6 +6,7 @@ compared by order alone or by ratios, so that no data set's scale matters (rliab
 """
 
 import csv
+import itertools
 import math
 import shlex
 from collections import Counter
@@ -139,10 +140,12 @@ def largest_factor(scores: Scores) -> float:
 def table(data_sets: DataSets) -> str:
     """The probability that the arm of a row is better than that of a column, in Markdown."""
     arms = list(next(iter(data_sets.values())))
-    pairs = [(arm, other) for arm in arms for other in arms if arm != other]
     enough = fewest_seeds(data_sets) >= MIN_SEEDS
-    alpha = ALPHA / (len(pairs) / 2)
-    cells = {pair: said(improvement(data_sets, *pair, alpha=alpha), bold=enough) for pair in pairs}
+    alpha, cells = ALPHA / math.comb(len(arms), 2), dict[tuple[str, str], str]()
+    for arm, other in itertools.combinations(arms, 2):
+        found = improvement(data_sets, arm, other, alpha=alpha)
+        cells[arm, other] = said(found, bold=enough)
+        cells[other, arm] = said(Improvement(1 - found.probability, 1 - found.high, 1 - found.low), bold=enough)
     rows = [[arm, *(cells.get((arm, other), "–") for other in arms)] for arm in arms]
     return markdown(Table(["better than", *arms], rows))
 
