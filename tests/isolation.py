@@ -23,7 +23,8 @@ from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from omegaconf.basecontainer import BaseContainer
 
-from wganlab import build, loggers, parallel
+from wganlab import loggers, parallel
+from wganlab.data import reading
 from wganlab.metrics import protocol
 
 #: Facts of the machine and the checkout, which no test changes: measured once, since they take time.
@@ -116,7 +117,7 @@ def seed_everything(_: object = None) -> None:
 
 def forget(_: object = None) -> None:
     """Empty the caches of wganlab: a user's class or file of the same name is another one in the next test."""
-    build.LAST_READ.clear()
+    reading.LAST_READ.clear()
     protocol.REAL_SCORES.clear()
     for name, module in [*sys.modules.items()]:
         if name.partition(".")[0] == "wganlab":
@@ -170,7 +171,7 @@ RESTORED: dict[str, Part] = {
         set_cudnn,
     ),
     "torch._dynamo.config": (torch._dynamo.config.get_config_copy, set_dynamo_config),
-    "caches of wganlab": (lambda: len(build.LAST_READ) + len(protocol.REAL_SCORES), forget),
+    "caches of wganlab": (lambda: len(reading.LAST_READ) + len(protocol.REAL_SCORES), forget),
 }
 
 #: What cannot be put back: a test that changes it fails.

@@ -15,7 +15,6 @@ from PIL import Image
 
 from tests.conftest import SELDOM, TINY, wganlab
 from tests.test_report import make_run
-from wganlab.report import measured
 from wganlab.report.claims import read_claims
 from wganlab.report.compare import arms, by_arm, by_protocol, longest, results
 from wganlab.report.figures import every_seed
@@ -89,7 +88,7 @@ def test_a_mean_over_a_run_counts_the_steps_of_each_row(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {"seed": 0}, ["+arms=a"], rows)
     content = CLAIM | {"metric": "critic/loss", "at": "mean", "versus": None, "above": 0, "below": None}
     (claim,) = read_claims([content], ["a", "b"], "study.yaml")
-    assert measured.values(claim, find_runs([tmp_path])) == {"0": pytest.approx(0.02)}
+    assert Measured.of(claim, find_runs([tmp_path])).values == {"0": pytest.approx(0.02)}
 
 
 def test_a_share_of_several_runs_of_a_seed_is_none(tmp_path: Path) -> None:
@@ -487,7 +486,7 @@ def test_claims_on_epochs_take_the_mean_over_their_steps(tmp_path: Path) -> None
         ({"versus_epoch": 2, "ratio": True}, [1, 1], "log10 of Critic loss: a in epoch 1 / a in epoch 2"),
     ):
         (claim,) = read_claims([base | changes], ["a", "b"], "study.yaml")
-        assert list(measured.values(claim, found).values()) == pytest.approx(values)
+        assert list(Measured.of(claim, found).values.values()) == pytest.approx(values)
         assert claim.number == words
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"epoch": None, "versus_epoch": 2}, "versus_epoch needs epoch"),
@@ -514,7 +513,7 @@ def test_claims_may_take_runs_as_if_they_had_ended_earlier(tmp_path: Path) -> No
         ({"until": {"step": 31}}, []),
     ):
         (claim,) = read_claims([base | changes], ["a"], "study.yaml")
-        assert list(measured.values(claim, found).values()) == pytest.approx(values)
+        assert list(Measured.of(claim, found).values.values()) == pytest.approx(values)
     assert claim.number.endswith(": a, until step 31")
     with pytest.raises(ConfigError, match="until"):
         read_claims([base | {"until": {"hours": 3}}], ["a"], "study.yaml")

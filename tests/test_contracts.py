@@ -191,6 +191,12 @@ def load_run_of(settings: Any, folder: Path) -> Any:
     return load_run(folder)
 
 
+def test_what_a_lazy_module_raises_is_not_taken_for_a_misspelt_name(mine: Path) -> None:
+    (mine / "lazy_parts.py").write_text("def __getattr__(name): raise ImportError(f'{name} needs pip install foo')\n")
+    with pytest.raises(ConfigError, match=r"lazy_parts\.Loss: cannot be imported \(.*needs pip install foo"):
+        own("loss.objective._target_=lazy_parts.Loss")
+
+
 def test_r3gan_trains_through_the_command(mine: Path) -> None:
     weights = ["loss.regularizer.r1.weight=0.5", "loss.regularizer.r2.weight=2"]
     given = ["--config-dir", "conf", "loss=own_r3gan", *weights, *TOY, *QUICK, "hydra.run.dir=run"]

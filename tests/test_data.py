@@ -15,10 +15,11 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from tests.conftest import config, images, wganlab
-from wganlab.build import check_draw, construct, open_stream, read_once
+from wganlab.build import construct, open_stream
 from wganlab.data import cifar
 from wganlab.data.digits import Digits
 from wganlab.data.mnist import FILES, IMAGES, MNIST, FashionMNIST
+from wganlab.data.reading import check_draw, read_once
 from wganlab.data.stacked import Stacked
 from wganlab.data.stream import BatchStream, content_hash, to_unit_range
 from wganlab.metrics.protocol import reference

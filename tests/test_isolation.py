@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 
 from tests.conftest import config
 from tests.isolation import RESTORED, UNTOUCHED, isolated
-from wganlab import build, loggers, schema
+from wganlab import loggers, schema
+from wganlab.data import reading
 from wganlab.metrics import protocol
 
 
@@ -54,7 +55,7 @@ def change_everything(folder: Path) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
     torch._dynamo.config.trace_autograd_ops = not torch._dynamo.config.trace_autograd_ops
-    build.LAST_READ["anything"] = build.Data(torch.zeros(1), None)
+    reading.LAST_READ["anything"] = reading.Data(torch.zeros(1), None)
     protocol.REAL_SCORES["anything"] = {}
 
 

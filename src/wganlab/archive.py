@@ -1,7 +1,8 @@
 """What torch.save has written, checkpoints above all, read without running any code of the file."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,16 @@ from wganlab.schema import ConfigError, leaves
 
 #: Version of what a checkpoint holds. Raise it when the meaning changes; checkpoints of other versions are refused.
 CHECKPOINT_SCHEMA = 1
+
+
+@contextmanager
+def refusing(key: str, fault: str) -> Iterator[None]:
+    """Whatever goes wrong with a file becomes a ConfigError; torch and others raise a dozen types."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(key, f"{fault} ({reason[:150]})") from error
 
 
 def read_archive(path: Path) -> Any:

@@ -137,7 +137,7 @@ def misnamed(target: str) -> str | None:
     """What an imported module has in the place of a name that it has not; None where the name is not what is wrong."""
     module, _, name = target.rpartition(".")
     names = dir(sys.modules.get(module, object))
-    if module not in sys.modules or name in names or hasattr(type(sys.modules[module]), "__getattr__"):
+    if module not in sys.modules or {name, "__getattr__"} & {*names}:  # which makes names when they are asked for
         return None
     close = difflib.get_close_matches(name, names, 1)
     return f"{module} has no {name}" + (f"; did you mean {close[0]}?" if close else "")

@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from wganlab.adversarial import AdversarialModule
-from wganlab.build import build_critic, build_module, check_last_batch, has_batch_norm, naming, read_once
+from wganlab.build import build_critic, build_module, check_last_batch, has_batch_norm, naming
 from wganlab.contracts import Loss
 from wganlab.data import Source, size
+from wganlab.data.reading import read_once
 from wganlab.data.stream import Batch
 from wganlab.regularizers import Regularizer
 from wganlab.schema import ConfigError

@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from wganlab.archive import refusing
 from wganlab.build import build_generator
 from wganlab.contracts import Networks
-from wganlab.labels import Classes
+from wganlab.labels import Classes, spread
 from wganlab.sample import draw_parts
 from wganlab.schema import ConfigError
 from wganlab.targets import check_targets
@@ -45,7 +46,7 @@ class LoadedExport:
         if self.classes is None and labels is not None:
             raise ConfigError("labels", f"={[*labels]}: this generator takes none")
         known = None if self.classes is None else Classes.of(torch.tensor(self.classes))
-        asked = None if known is None else known.spread(n) if labels is None else known.asked(labels, n)
+        asked = None if known is None else spread(known.numbers, n) if labels is None else known.asked(labels, n)
         random = torch.Generator().manual_seed(seed)
         return torch.cat([*draw_parts(self.generator, self.config["model"], n, random, asked, dtype=self.dtype)])
 
@@ -68,33 +69,27 @@ def load_export(path: str | Path) -> LoadedExport:
     return (from_safetensors if weights.is_file() else from_onnx)(folder, config)
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """What goes wrong with files becomes a ConfigError."""
-    try:
-        yield
-    except Exception as error:  # damaged files raise a dozen types
-        raise ConfigError("path", f"={folder}: cannot be read ({' '.join(str(error).split())[:150]})") from error
+def reading(folder: Path) -> AbstractContextManager[None]:
+    """What goes wrong with the files of an export becomes a ConfigError."""
+    return refusing("path", f"={folder}: cannot be read")
 
 
 def from_safetensors(folder: Path, config: dict[str, Any]) -> LoadedExport:
     """The network that the config describes, with the weights of the file."""
     from safetensors import safe_open
 
-    with reading(folder):
+    with reading(folder), safe_open(folder / "generator.safetensors", "pt") as file:
+        notes, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        shape, classes = (json.loads(notes.get(key, "null")) for key in ("shape", "classes"))
         model = dict(config["model"])
         if not (model["latent_dim"] and model["generator"]["_target_"]):
             raise ValueError("config.json describes no generator")
-    check_targets(Networks, model, "model")
-    with reading(folder), safe_open(folder / "generator.safetensors", "pt") as file:
-        notes, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if "shape" not in notes:
+    if shape is None:
         raise ConfigError("path", f"={folder}: was written by an earlier version; export the run again")
+    check_targets(Networks, model, "model")
     dtype = dtype_of(state)
-    with reading(folder):
-        shape, classes = tuple(json.loads(notes["shape"])), json.loads(notes["classes"])
     with torch.random.fork_rng(devices=[]):
-        generator = build_generator(OmegaConf.create(config), shape)
+        generator = build_generator(OmegaConf.create(config), tuple(shape))
     with reading(folder):
         generator.to(dtype).load_state_dict(state)
     return LoadedExport(config, generator.eval().requires_grad_(False), dtype, classes)
@@ -104,9 +99,9 @@ def from_onnx(folder: Path, config: dict[str, Any]) -> LoadedExport:
     """The file in onnxruntime."""
     with reading(folder):
         session = onnx_session(folder / "generator.onnx")
-    notes, latents = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0]
-    dtype = torch.float64 if latents.type == "tensor(double)" else torch.float32
-    return LoadedExport(config, in_onnxruntime(session), dtype, json.loads(notes.get("classes", "null")))
+        notes, latents = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0]
+        dtype = torch.float64 if latents.type == "tensor(double)" else torch.float32
+        return LoadedExport(config, in_onnxruntime(session), dtype, json.loads(notes.get("classes", "null")))
 
 
 def onnx_session(path: Path) -> Any:

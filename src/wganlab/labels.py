@@ -23,6 +23,11 @@ def inputs(latents: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
     return (latents,) if labels is None else (latents, labels)
 
 
+def spread(labels: Tensor, n: int) -> Tensor:
+    """Labels (n,): equally many of each, side by side; where there are more of them, some."""
+    return labels[torch.arange(n) * len(labels) // n]
+
+
 class Classes(NamedTuple):
     """The classes of a data set, ascending, and how many samples each has: both (classes,)."""
 
@@ -57,11 +62,7 @@ class Classes(NamedTuple):
             raise ConfigError("labels", f"=[]: must name one or more; allowed are {shown}")
         if n < len(wanted):
             raise ConfigError("n", f"={n}: must be at least one for each of {len(wanted)} labels")
-        return torch.tensor([int(label) for label in wanted])[torch.arange(n) * len(wanted) // n]
-
-    def spread(self, n: int) -> Tensor:
-        """Labels (n,): equally many of each class, side by side; where there are more classes, some of them."""
-        return self.numbers[torch.arange(n) * len(self.numbers) // n]
+        return spread(torch.tensor([int(label) for label in wanted]), n)
 
     def in_rows(self, n: int) -> Tensor:
         """Labels of at most n images: a row of each class, where that makes two in a row; else as many as fit."""

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from wganlab import launch
 from wganlab.archive import read_checkpoint
 from wganlab.averaging import Weights
-from wganlab.build import LAST_READ, config_of, trained_config, trains_generator
+from wganlab.build import config_of, trained_config, trains_generator
 from wganlab.callbacks.checkpoints import random_state, restore_random_state
 from wganlab.data import Columns
+from wganlab.data.reading import LAST_READ
 from wganlab.labels import Classes
 from wganlab.loggers import own_session
 from wganlab.runs import Run
@@ -84,7 +85,7 @@ class LoadedRun:
 
         Rows of a table are shifted and scaled as in training: ``columns.in_units(rows)`` has them as in its file.
         """
-        asked = labels_for(self.generator, self._classes, labels, n, seed)
+        asked = labels_for(self.generator, self._of_data[1], labels, n, seed)
         random = torch.Generator().manual_seed(seed)
         return torch.cat([*draw_parts(self.generator, self._config.model, n, random, asked)])
 
@@ -95,14 +96,16 @@ class LoadedRun:
         path = self.run.checkpoint(self.checkpoint)
         return dict(zip(names, load_networks(self._config, path, *names, weights=self.weights), strict=True))
 
-    @cached_property
+    @property
     def columns(self) -> Columns | None:
         """Names, shift and scale of the columns of the table that was learned; None of images and points."""
-        return columns_in(read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint"))
+        return self._of_data[0]
 
     @cached_property
-    def _classes(self) -> Classes | None:
-        return Classes.restored(read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint").get("classes"))
+    def _of_data(self) -> tuple[Columns | None, Classes | None]:
+        """What the checkpoint knows of the data."""
+        saved = read_checkpoint(self.run.checkpoint(self.checkpoint), "checkpoint")
+        return columns_in(saved), Classes.restored(saved.get("classes"))
 
     @cached_property
     def _config(self) -> DictConfig:

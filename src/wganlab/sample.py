@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import to_pil_image
 
-from wganlab.archive import read_archive, read_checkpoint
+from wganlab.archive import read_archive, read_checkpoint, refusing
 from wganlab.averaging import Weights, trained_weights
 from wganlab.build import build_critic, build_generator, build_loss, trained_config
 from wganlab.contracts import Loss, Networks
@@ -92,7 +91,8 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str, weights: We
     """
     for key, hint in {"model": Networks, "loss": Loss}.items():
         check_targets(hint, OmegaConf.to_container(config[key], resolve=True), key)
-    with reading(checkpoint, names):
+    fault = f"={checkpoint}: does not hold this run's {' and '.join(names)}"
+    with refusing("checkpoint", fault):  # foreign, truncated and ill-fitting files
         loaded = read_archive(checkpoint)
         shape = tuple(loaded["shape"])
         states = {name: trained_weights(loaded["state_dict"], name, weights) for name in names}
@@ -101,21 +101,10 @@ def load_networks(config: DictConfig, checkpoint: Path, *names: str, weights: We
         for name in names:
             critic = name == "critic"
             network = build_critic(config, shape, build_loss(config)) if critic else build_generator(config, shape)
-            with reading(checkpoint, names):
+            with refusing("checkpoint", fault):
                 network.load_state_dict(states[name])
             networks.append(network.eval())
     return networks
-
-
-@contextmanager
-def reading(checkpoint: Path, names: Sequence[str]) -> Iterator[None]:
-    """What goes wrong with a file becomes a ConfigError."""
-    try:
-        yield
-    except Exception as error:  # torch raises a dozen types for foreign, truncated and ill-fitting files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        what = " and ".join(names)
-        raise ConfigError("checkpoint", f"={checkpoint}: does not hold this run's {what} ({reason})") from error
 
 
 def columns_in(checkpoint: Mapping[str, Any]) -> Columns | None:

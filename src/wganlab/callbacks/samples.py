@@ -24,8 +24,7 @@ class Samples(Callback):
         self.every, self.n = every, n
 
     def on_train_start(self, trainer: Trainer, module: AdversarialModule) -> None:  # type: ignore[override]
-        self.draws = drawable(module.shape, module.columns)
-        if not self.draws:
+        if not drawable(module.shape, module.columns):
             print("note: no pictures of samples that are neither images nor rows nor points in the plane", flush=True)
         if trainer.global_step == 0:
             self._save(trainer, module)
@@ -37,7 +36,7 @@ class Samples(Callback):
             self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: AdversarialModule) -> None:
-        if not self.draws:
+        if not drawable(module.shape, module.columns):
             return
         path = Path(trainer.default_root_dir, "samples", f"step_{trainer.global_step:08d}.png")
         labels = module.classes.in_rows(self.n) if module.conditional["generator"] else None

@@ -72,7 +72,7 @@ class ImageFolder:
         self.shape = (channels, height, width)
         if value_range is not None and not value_range[0] < value_range[1]:
             raise InvalidValueError("value_range", list(value_range), "must be two numbers, the lower one first")
-        self.value_range = value_range
+        self.value_range = None if value_range is None else (value_range[0], value_range[1])  # a config has a list
         if not self.root.is_dir():
             fault = "is a file; unpack it, and name the folder" if self.root.is_file() else "no such folder; name one"
             raise InvalidValueError("root", root, f"{fault} that holds images, at any depth")
@@ -160,7 +160,8 @@ class ImageFolder:
         # copy on write: torch wants memory that it could write to, and the file stays as it is
         images = np.load(cache.with_suffix(".npy"), mmap_mode="c")
         broken = dict(record["broken"]) if isinstance(record["broken"], dict) else dict.fromkeys(record["broken"], "")
-        self._judge(broken, len(self.files) - len(broken))
+        if judged := self._judge(broken, len(self.files) - len(broken)):
+            print(judged, flush=True)
         self._say(record["said"])
         self.files = [path for path in self.files if str(path.relative_to(self.root)) not in broken]
         return torch.from_numpy(images[: len(self.files)])  # broken files have left empty rows at the end
@@ -183,8 +184,7 @@ class ImageFolder:
                     else:
                         images[kept], moves = image
                         kept, animated = kept + 1, animated + moves
-            if not kept or len(broken) > self.max_broken:
-                self._judge(broken, kept)
+            self._judge(broken, kept)
             images.flush()
             part.replace(cache.with_suffix(".npy"))
             told = {"animated images, of which the first frame is taken": animated} if animated else {}
@@ -207,10 +207,10 @@ class ImageFolder:
         if parts:
             print(f"{len(self.files):,} images in {shown(self.root)}; {'; '.join(parts)}", flush=True)
 
-    def _judge(self, broken: dict[str, str], kept: int) -> None:
-        """Name the broken files, and raise InvalidValueError when there are too many."""
+    def _judge(self, broken: dict[str, str], kept: int) -> str:
+        """A line that names the broken files, where there are some. Raises InvalidValueError when they are too many."""
         if not broken:
-            return
+            return ""
         names = ", ".join(shown(name) + (f" ({why})" if why else "") for name, why in list(broken.items())[:10])
         more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
         if len(broken) > self.max_broken or not kept:
@@ -218,7 +218,7 @@ class ImageFolder:
                 f"{len(broken)} of {len(self.files)} files cannot be decoded, more than max_broken={self.max_broken}"
             )
             raise InvalidValueError("root", self.root, f"{message}: {names}{more}")
-        print(f"skipped {len(broken)} broken files in {self.root}: {names}{more}", flush=True)
+        return f"skipped {len(broken)} broken files in {self.root}: {names}{more}"
 
 
 def digest(path: Path) -> str:

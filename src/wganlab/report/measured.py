@@ -32,10 +32,11 @@ class Measured(NamedTuple):
     def of(cls, claim: Claim, runs: Sequence[Run]) -> "Measured":
         """From the runs of a study."""
         there = [run for arm in claim.arms for run in of_arm(claim, runs, arm)]
-        found = values(claim, runs)
+        told = swept(there)
+        found = values(claim, told)
         reasons = [(str(run.config.get("seed")), without(claim, run, found)) for run in reversed(there)]
         missing = {seed: said for seed, said in reasons if said}  # the first of each seed
-        why = objection(claim, there)
+        why = objection(claim, told)
         if not there and any(run.overrides.get("arms") in claim.arms for run in runs):
             why = f"no run has {' and '.join(f'{key}={value}' for key, value in claim.where.items())}"
         return cls(found, sum(has_diverged(claim, run) for run in there), why, missing)
@@ -48,14 +49,12 @@ class Measured(NamedTuple):
         return cls(numbers, found.get("diverged", 0), found.get("objection"))
 
 
-def values(claim: Claim, runs: Sequence[Run]) -> dict[str, float]:
+def values(claim: Claim, runs: Sequence[tuple[Run, Settings]]) -> dict[str, float]:
     """The number for each seed that has it; infinite where a run diverged that counts as the worst."""
-    there = [run for arm in claim.arms for run in of_arm(claim, runs, arm)]
-    settings = swept(there)
-    first = by_seed(claim, claim.arm, settings, claim.epoch)
+    first = by_seed(claim, claim.arm, runs, claim.epoch)
     if not claim.paired:
         return first
-    second = by_seed(claim, claim.versus or claim.arm, settings, claim.versus_epoch or claim.epoch)
+    second = by_seed(claim, claim.versus or claim.arm, runs, claim.versus_epoch or claim.epoch)
     pairs = {seed: compared(claim, first[seed], second[seed]) for seed in first if seed in second}
     return {seed: value for seed, value in pairs.items() if not math.isnan(value)}
 
@@ -129,34 +128,33 @@ def has_diverged(claim: Claim, run: Run) -> bool:
     return run.diverged and rows_of(claim, run) is None
 
 
-def objection(claim: Claim, runs: Sequence[Run]) -> str | None:
+def objection(claim: Claim, runs: Sequence[tuple[Run, Settings]]) -> str | None:
     """Why the runs of a claim cannot be put together, in words; None where they can.
 
     All arms must have been run with all settings, and the seeds of an arm be of one length, unless the claim says at
     which they are read. Scores must be of one protocol where settings are equal.
     """
-    completed = [run for run in runs if run.state == Status.COMPLETED]
-    arms = {run.overrides["arms"]: set[Settings]() for run in runs}
-    settings_of = {run.folder: settings for run, settings in swept(runs)}
-    for run in runs:
-        arms[run.overrides["arms"]].add(settings_of[run.folder])
+    completed = [pair for pair in runs if pair[0].state == Status.COMPLETED]
+    arms: dict[str, set[Settings]] = defaultdict(set)
+    for run, settings in runs:
+        arms[run.overrides["arms"]].add(settings)
     wanted = set().union(*arms.values())
-    for arm, settings in arms.items():
-        if missing := sorted(wanted - settings):
+    for arm, made in arms.items():
+        if missing := sorted(wanted - made):
             said = " ".join(f"{key}={value}" for key, value in missing[0]) or "the settings of the study"
             return f"{arm} has not been run with {said}, as others have been, and no where says which are meant"
-    seeds = Counter((run.overrides["arms"], run.config.get("seed")) for run in runs)
+    seeds = Counter((run.overrides["arms"], run.config.get("seed")) for run, _ in runs)
     if claim.of_shares and max(seeds.values(), default=0) > 1:
         return "several runs of one seed, of which a share is none, and no where that says which"
     for key in () if claim.until or claim.epoch else BUDGETS:
         lengths: dict[Any, set[str]] = defaultdict(set)
-        for run in completed:
-            lengths[run.overrides["arms"], settings_of[run.folder]].add(setting(run, key))
+        for run, settings in completed:
+            lengths[run.overrides["arms"], settings].add(setting(run, key))
         if different := [of_group for of_group in lengths.values() if len(of_group) > 1]:
             return f"runs of {' and '.join(sorted(different[0]))} {key}, and no until that says where to read them"
     protocols: dict[Settings, set[str | None]] = defaultdict(set)
-    for run in completed:
-        protocols[settings_of[run.folder]].add(run.protocol.get("id"))
+    for run, settings in completed:
+        protocols[settings].add(run.protocol.get("id"))
     if metric_of(claim.metric).protocol is not None and any(len(ids) > 1 for ids in protocols.values()):
         return "scores of different protocols"
     return None

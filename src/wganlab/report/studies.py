@@ -86,10 +86,7 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
     """
     if recorded(folder) and not any(sweep_dir.rglob(".hydra/config.yaml")):
         print(f"no runs in {from_here(sweep_dir)}: the claims are decided again from verdicts.json", flush=True)
-        found = verdicts(folder, [], folder, budget=budget)
-        write_json(folder / "verdicts.json", recorded(folder) | conclusion(found))
-        write_text(folder / "verdicts.md", verdict_table(found))
-        return [folder / "verdicts.json", folder / "verdicts.md", *publish_index(folder)]
+        return [*decide_again(folder, budget), *publish_index(folder)]
     runs = find_runs([sweep_dir])
     study = read_study(folder)
     pieces = sweep_dir / "export"
@@ -122,6 +119,14 @@ def publish(folder: Path, sweep_dir: Path, *, budget: str | None = None) -> list
         for name in ("verdicts.json", "verdicts.md"):
             (folder / name).unlink(missing_ok=True)
     return written + publish_index(folder)
+
+
+def decide_again(folder: Path, budget: str | None) -> list[Path]:
+    """Decide the claims of a published study from the numbers in its verdicts.json; returns the files written."""
+    found = verdicts(folder, [], folder, budget=budget)
+    write_json(folder / "verdicts.json", recorded(folder) | conclusion(found))
+    write_text(folder / "verdicts.md", verdict_table(found))
+    return [folder / "verdicts.json", folder / "verdicts.md"]
 
 
 def refuse_fewer_seeds(folder: Path, found: Sequence[Verdict], sweep_dir: Path) -> None:
