@@ -8,7 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from wganlab.cli import opening_comment
+from wganlab.asking import opening_comment
 
 ROOT = Path(__file__).parents[1]
 #: What the site shows of the rest of the repository.

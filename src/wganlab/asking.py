@@ -56,14 +56,19 @@ def explained(text: str, folders: Sequence[Path]) -> str:
         lines.append(group)
         for choice in choices.split(", "):
             found = [path for folder in folders if (path := folder / group / f"{choice}.yaml").is_file()]
-            comment = " ".join(opening_comment(found[0]) if found else [])
+            comment = " ".join(takewhile(not_indented, opening_comment(found[0]) if found else []))
             said = re.split(r"(?<=\.)\s+(?=[A-Z]|\w+[=/])", comment)[0].removesuffix(".")
             lines.append(textwrap.fill(f"  {choice:22} {said}".rstrip(), 120, subsequent_indent=" " * 25))
     return before + title + "\n".join(lines) + "\n" + config_title + after
 
 
+def not_indented(line: str) -> bool:
+    """Whether a line of a comment is no command."""
+    return not line.startswith(" ")
+
+
 def opening_comment(path: Path) -> list[str]:
-    """The lines of the comment that a YAML opens with, after the one that names its package, up to a command."""
+    """The lines of the comment that a YAML opens with, after the one that names its package; commands are indented."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = takewhile(lambda line: line.startswith("#") and not line.startswith("#  "), lines)
-    return [line.removeprefix("#").strip() for line in comment if not line.startswith("# @package")]
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return [line.removeprefix("#").removeprefix(" ").rstrip() for line in comment if not line.startswith("# @package")]
